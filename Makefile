@@ -1,0 +1,64 @@
+# The commands of the project. A bare machine needs only make and Python 3.11 or newer.
+# PYTHON=python3.13 make setup   takes another Python; everything is installed in .venv and nowhere else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Written last, so that a set-up that broke off is not taken as finished.
+READY := .venv/ready
+
+# A virtual environment cannot be moved: one that was made in another folder is made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+$(shell rm -f $(READY))
+endif
+
+.PHONY: help setup demo test lab export notebooks weights clean
+
+help: ## list these commands (what plain `make` does)
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
+
+setup: $(READY) ## build .venv, with all that the course, the library and the tests need (a few minutes, once)
+
+$(READY): settings.ini setup.py constraints.txt scripts/repair_torchvision.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; with one of another name: make setup PYTHON=python3.13" >&2; exit 1; }
+	@echo "Setting up .venv: about 2 GB to fetch and install, which takes 2 to 5 minutes on a good line."
+	@test -e $(READY) || $(PYTHON) -m venv --clear .venv
+	@rm -f $(READY)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python scripts/repair_torchvision.py
+	@echo "$(CURDIR)" > $(READY)
+
+demo: setup ## train a small network on drawn pictures, and show its mistakes with Grad-CAM
+	@$(BIN)/cifar-cam train --preset demo
+
+# Processes that nbdev_test starts work in other folders, so coverage is told its files by their whole names.
+test: export COVERAGE_RCFILE = $(CURDIR)/.coveragerc
+test: export COVERAGE_FILE = $(CURDIR)/.coverage
+test: setup ## run every notebook and every test
+	@rm -f .coverage .coverage.*
+	@status=0; \
+	$(BIN)/coverage run scripts/test_notebooks.py || status=1; \
+	$(BIN)/coverage combine --quiet; \
+	NO_ALBUMENTATIONS_UPDATE=1 TQDM_DISABLE=1 MPLBACKEND=agg \
+		$(BIN)/python -m pytest tests -rs --cov --cov-append --cov-fail-under=95 || status=1; \
+	exit $$status
+
+# As the user root, in a container: make lab OPTIONS='--allow-root --no-browser'
+lab: setup ## open JupyterLab on the chapters
+	@$(BIN)/jupyter lab --notebook-dir=nbs $(OPTIONS)
+
+export: setup ## write the library's modules and README.md from the notebooks, and tidy the notebooks
+	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
+	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
+	@$(BIN)/python scripts/build_readme.py
+
+notebooks: setup ## run all notebooks and save their outputs
+	@$(BIN)/python scripts/run_notebooks.py
+
+weights: setup ## train the two networks that ship with the library, on drawn pictures and on CIFAR-10 (35 minutes)
+	@$(BIN)/cifar-cam train --preset demo --out runs/ship-drawn
+	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
+	@$(BIN)/python scripts/ship_weights.py runs/ship-drawn runs/ship-cifar10
+
+clean: ## delete .venv and what the tests leave; runs/ and data/ stay
+	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

@@ -1,0 +1,138 @@
+"""Runs notebooks from top to bottom, each in a kernel of its own, and saves their outputs.
+
+    .venv/bin/python scripts/run_notebooks.py                    all of them
+    .venv/bin/python scripts/run_notebooks.py nbs/01_data.ipynb  some
+    .venv/bin/python scripts/run_notebooks.py --fast             without the cells marked `#| slow`
+    .venv/bin/python scripts/run_notebooks.py --check            run nothing; look only at what is saved
+
+Cells that do not run (`#| eval: false`, and with --fast `#| slow`) keep the outputs they have. A notebook with a
+failure, or an output that names a folder of this computer, is not saved.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbdev.clean import nbdev_clean
+
+ROOT = Path(__file__).resolve().parent.parent
+# Folders of one computer: this one's, or the usual homes and temporary folders. Colab's /content is for everybody.
+ONE_COMPUTER = re.compile(
+    rf"({re.escape(str(ROOT))}/|(?<![\w.-])/(home|root|Users|tmp|var/folders)/|[A-Z]:\\(Users|Windows))[^\s'\"]*"
+)
+
+
+class Client(NotebookClient):
+    "Runs the cells that do not carry one of the marks in `skipped`."
+
+    skipped = None  # regular expression
+
+    async def async_execute_cell(self, cell, cell_index, **options):
+        if cell.cell_type == "code" and self.skipped.search(cell.source):
+            return cell
+        return await super().async_execute_cell(cell, cell_index, **options)
+
+
+def written(
+    cell,  # a notebook's cell
+):
+    "The cell's source, and the text of its outputs."
+    yield cell.source
+    for output in cell.get("outputs", []):
+        yield output.get("text", "")
+        yield from (text for kind, text in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def faults(
+    notebook,  # a notebook as nbformat reads it
+):
+    "What must not be saved in a notebook, one line for each."
+    if "widgets" in notebook.metadata:
+        yield "carries widget state, which GitHub refuses to show"
+    for number, cell in enumerate(notebook.cells):
+        for text in written(cell):
+            if path := ONE_COMPUTER.search(text):
+                yield f"cell {number} names a folder of one computer: {path[0]}"
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            yield f"cell {number} holds an error as its output"
+        if any("widget-view" in kind for output in cell.get("outputs", []) for kind in output.get("data", {})):
+            yield f"cell {number} shows a widget, which no saved page can"
+
+
+def add_alternative_text(
+    notebook,  # a notebook that has run
+):
+    "Give each saved picture the words of its cell's `#| fig-alt:`, where Jupyter and nbconvert look for them."
+    for cell in notebook.cells:
+        words = re.search(r'^#\|\s*fig-alt:\s*"(.*)"', cell.source, re.MULTILINE)
+        for output in cell.get("outputs", []) if words else []:
+            if "image/png" in output.get("data", {}):
+                output.metadata.setdefault("image/png", {})["alt"] = words[1]
+
+
+def run(
+    path,  # the notebook's file
+    fast,  # leave out the cells marked `#| slow`
+):
+    "Run the notebook, and save it with its outputs; returns what keeps it from being saved."
+    notebook = nbformat.read(path, as_version=4)
+    client = Client(
+        notebook,
+        kernel_name="python3",  # the one of this virtual environment
+        timeout=None,
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],  # no warning per kernel that it talks over TCP
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.skipped = re.compile(r"^#\|\s*(eval:\s*false\b" + (r"|slow\b)" if fast else ")"), re.MULTILINE)
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        return [f"{error.ename}: {error.evalue}"]
+    except DeadKernelError as error:
+        return [str(error)]
+    notebook.metadata.pop("widgets", None)
+    add_alternative_text(notebook)
+    found = list(faults(notebook))
+    if not found:
+        nbformat.write(notebook, path)
+        nbdev_clean(fname=str(path))
+    return found
+
+
+def main():
+    "Returns the exit status."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="files to run; without any, all under nbs/")
+    parser.add_argument("--fast", action="store_true", help="leave out the cells marked `#| slow`")
+    parser.add_argument("--check", action="store_true", help="run nothing; look only at what is saved")
+    options = parser.parse_args()
+    everything = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    os.environ |= {
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "TQDM_DISABLE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    failed = False
+    for path in options.notebooks or everything:
+        start = time.perf_counter()
+        found = list(faults(nbformat.read(path, as_version=4))) if options.check else run(path, options.fast)
+        for fault in found:
+            print(f"{path.resolve().relative_to(ROOT)}: {fault}")
+        if not options.check and not found:
+            print(f"{path.resolve().relative_to(ROOT)}: {time.perf_counter() - start:.0f} s", flush=True)
+        failed = failed or bool(found)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Runs every notebook as a test with nbdev_test, and makes sure that none was left out.
+
+    .venv/bin/python scripts/test_notebooks.py
+
+nbdev_test says "Success." also when it passed over a notebook, or found none; so the notebooks it completed are
+counted against those in the folder. Cells marked `#| slow` or `#| eval: false` do not run here.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# One thread a process, for nbdev_test runs a notebook on each core.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "TQDM_DISABLE": "1"}
+
+
+def main():
+    "Returns the exit status; the last line says how many notebooks passed."
+    programs = Path(sys.executable).parent  # where `nbdev_test`, and `cifar-cam` for the cells, are installed
+    environment = os.environ | SETTINGS | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    there = {path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    command = [programs / "nbdev_test", "--do_print", "--timing"]
+    output = ""
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            output += line
+            print(line.replace(f"{ROOT}{os.sep}", ""), end="", flush=True)
+    # Two processes may print on one line, so this does not go by lines.
+    completed = {Path(name) for name in re.findall(r"- Completed (.+?\.ipynb)", output)}
+    failures = output.partition("nbdev Tests Failed On The Following Notebooks:")[2].count(".ipynb")
+    for path in sorted(there - completed):
+        print(f"not run: {path.relative_to(ROOT)}")
+        failures += 1
+    print(f"notebooks: {len(there) - failures} passed, {failures} failed" if there else "notebooks: none found")
+    return int(bool(process.returncode or failures or not there))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What the tests share: CIFAR-10 where it is present, and one small finished run."""
+
+import os
+
+os.environ["IN_TEST"] = "1"  # nothing is downloaded
+os.environ["TQDM_DISABLE"] = "1"
+
+import pytest
+
+from cifar_cam_lib.data import check_cifar10, default_root
+from cifar_cam_lib.main import Config, run
+
+SMALL = Config(train_size=300, validation_size=60, width=4, epochs=2, image_sizes=(16,), batch_size=20)
+
+
+@pytest.fixture(scope="session")
+def cifar10_root():
+    "The folder of real CIFAR-10; tests that need it are skipped where it is absent."
+    try:
+        check_cifar10(default_root())
+    except FileNotFoundError:
+        pytest.skip("CIFAR-10 is not on this machine: set CIFAR_CAM_DATA to its folder")
+    return default_root()
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    "The result of two short epochs on drawn pictures; do not change its folder."
+    from dataclasses import replace
+
+    return run(replace(SMALL, out=tmp_path_factory.mktemp("runs") / "small"))

@@ -1,0 +1,241 @@
+"""The main job: its files, its repeatability, its commands, and one clear line for every fault."""
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_cam_lib import main as module
+from cifar_cam_lib.data import CIFAR10
+from cifar_cam_lib.main import PRESETS, Config, RunStopped, cli, evaluate, run
+from cifar_cam_lib.model import resnet18
+from cifar_cam_lib.training import load_model, save_weights
+
+FIGURES = {"augmented", "curves", "network", "confusion_matrix", "mistakes", "gradcam_1", "gradcam_2", "gradcam_3", "gradcam_4"}
+
+
+def sha256(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_run_leaves_its_files(small_run):
+    folder = small_run.folder
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == FIGURES
+    metrics, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
+    assert metrics["data"] == "drawn" and metrics["parameters"] == sum(p.numel() for p in small_run.model.parameters())
+    assert 0 <= metrics["test"]["accuracy"] <= 1 and {"train", "validation", "test", "seconds"} <= metrics.keys()
+    assert config["settings"]["width"] == 4 and config["versions"]["torch"] == torch.__version__ and config["threads"] >= 1
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[1]["train_loss"]) == small_run.history.epochs[1]["train_loss"]
+    assert not (folder / "checkpoint.pt").exists() and not list(folder.glob("*.part"))
+    assert str(folder.parent) not in (folder / "config.json").read_text()
+
+
+def test_tensorboard_holds_scalars_graph_and_figures(small_run):
+    events = EventAccumulator(str(small_run.folder / "tb")).Reload()
+    tags = events.Tags()
+    assert {"loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "step/learning_rate", "step/objective"} <= set(tags["scalars"])
+    assert {"augmented", "mistakes", "gradcam_1"} <= set(tags["images"]) and tags["graph"]
+    assert len(events.Scalars("step/objective")) == len(small_run.history.steps) == 24
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(small_run, tmp_path):
+    again = run(replace(SMALL, workers=2, out=tmp_path / "again"))
+    other = run(replace(SMALL, seed=1, out=tmp_path / "other"))
+    assert sha256(again.folder) == sha256(small_run.folder) != sha256(other.folder)
+
+
+def test_evaluate_repeats_the_numbers_from_the_weights(small_run, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors"):  # nothing else of the run
+        (tmp_path / name).write_bytes((small_run.folder / name).read_bytes())
+    assert cli(["evaluate", "--run", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "evaluation.json").read_text())["test"]
+    assert numbers == {"accuracy": small_run.test.accuracy, "loss": small_run.test.loss}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == FIGURES - {"augmented", "curves", "network"}
+    assert torch.equal(evaluate(tmp_path).logits, small_run.test.logits)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(small_run, tmp_path, monkeypatch):
+    folder, epoch_line = tmp_path / "broken", module.describe_epoch
+
+    def full_disk(row):
+        if row["epoch"] == 2:
+            raise OSError("no space left on device")
+        return epoch_line(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "describe_epoch", full_disk)
+        with pytest.raises(RunStopped, match="no space left.*resume --run"):
+            run(replace(SMALL, out=folder))
+    assert (folder / "checkpoint.pt").exists() and not (folder / "metrics.json").exists()
+    assert cli(["resume", "--run", str(folder)]) == 0
+    assert sha256(folder) == sha256(small_run.folder)
+    assert len((folder / "history.csv").read_text().splitlines()) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, capsys):
+    small = ["--train-size", "300", "--validation-size", "60", "--width", "4", "--epochs", "1", "--image-sizes", "16", "--batch-size", "20"]
+    folder = tmp_path / "run"
+    assert cli(["train", *small, "--optimizer", "sgd", "--learning-rate", "1000", "--weight-decay", "10", "--out", str(folder)]) == 4
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is" in last and str(folder) in last
+    assert all(math.isfinite(parameter.abs().sum()) for parameter in load_model(folder / "model.safetensors").parameters())
+
+
+def test_original_preset_is_the_published_recipe():
+    config = PRESETS["original"]
+    assert (config.width, config.epochs, config.batch_size, config.optimizer, config.learning_rate, config.momentum) == (64, 40, 128, "sgd", 0.025, 0.8)
+    assert (config.schedule, config.l1_factor, config.l1_reduction, config.weight_decay) == ("plateau", 0.0005, "mean", 0)
+    assert (config.rotate_degrees, config.padding, config.cutout_size, config.flip) == (5, 4, 16, False)
+    assert config.watch_test and config.validation_size == 0 and config.data == "cifar10"
+
+
+def test_watching_the_test_images_as_the_published_run_did(tmp_path):
+    result = run(replace(SMALL, watch_test=True, validation_size=0, schedule="plateau", optimizer="sgd", l1_factor=0.0005,
+                         rotate_degrees=5, cutout_size=16, epochs=1, out=tmp_path / "run"))
+    assert {"test_loss", "test_accuracy"} <= result.history.epochs[0].keys() and "validation_loss" not in result.history.epochs[0]
+
+
+# Faults: the words of the command line, the exit code, and what the last line must say.
+FAULTS = [
+    ("train --epochs 0", 2, "epochs is 0"),
+    ("train --epochs -3", 2, "epochs is -3"),
+    ("train --epochs many", 2, "--epochs"),
+    ("train --batch-size 0", 2, "batch-size is 0"),
+    ("train --width -1", 2, "width is -1"),
+    ("train --learning-rate 0", 2, "learning-rate is 0"),
+    ("train --learning-rate nan", 2, "learning-rate is nan"),
+    ("train --validation-size 5000", 2, "validation size is 5000"),
+    ("train --image-sizes 4", 2, "image-sizes"),
+    ("train --preset fancy", 2, "unknown preset 'fancy': known are demo, laptop, original"),
+    ("train --optimizer adam", 2, "sgd"),
+    ("train --data imagenet", 2, "cifar10"),
+    ("train --colour red", 2, "--colour"),
+    ("fly", 2, "fly"),
+    ("train --data cifar10 --data-root {empty} --no-download", 3, "data_batch_1 is missing"),
+    ("train --data cifar10 --data-root {damaged} --no-download", 3, "data_batch_1 in the data folder"),
+    ("train --out {full}", 3, "is not empty"),
+    ("train --out {full}/file.txt", 3, "is a file"),
+    ("train --out {full}/file.txt/below", 3, "cannot write to the output folder"),
+    ("evaluate --run {empty}", 3, "is not the folder of a run"),
+    ("evaluate --run {broken_config}", 3, "config.json is damaged"),
+    ("evaluate --run {other_width}", 3, "weights of width 4, but config.json says 8"),
+    ("evaluate --run {no_weights}", 3, "no weights at"),
+    ("evaluate --run {truncated}", 3, "truncated"),
+    ("resume --run {no_weights}", 3, "has no checkpoint.pt"),
+    ("explain {empty}/none.png", 3, "there is no picture"),
+    ("explain {full}/file.txt", 3, "is not a picture"),
+    ("explain {full}/nothing.png", 3, "is not a picture"),
+    ("explain {full}/half.png", 3, "is not a picture that can be read, or is truncated"),
+    ("explain", 2, ""),
+    ("explain {full}/good.png --layers layer9 --run {small}", 2, "unknown layer 'layer9': known are stem, layer1"),
+    ("explain {full}/good.png --layers head --run {small}", 2, "has no feature map"),
+    ("explain {full}/good.png --target unicorn", 2, "unknown class 'unicorn': known are airplane"),
+    ("explain {full}/good.png --out {full}/map.xyz", 2, "must end in"),
+    ("explain {full}/good.png --run {truncated}", 3, "truncated"),
+    ("explain {full}/good.png --run {small} --out {empty}/none/map.png", 3, "none"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(small_run, tmp_path_factory):
+    "Folders with one fault each."
+    root = tmp_path_factory.mktemp("faults")
+    names = ("empty", "full", "damaged", "broken_config", "other_width", "no_weights", "truncated")
+    folders = {name: root / name for name in names}
+    for folder in folders.values():
+        folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
+    (folders["full"] / "file.txt").write_text("text")
+    (folders["full"] / "nothing.png").write_bytes(b"")
+    picture.save(folders["full"] / "good.png")
+    (folders["full"] / "half.png").write_bytes((folders["full"] / "good.png").read_bytes()[:2000])
+    batches = folders["damaged"] / CIFAR10.base_folder
+    batches.mkdir()
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        (batches / name).write_bytes(b"altered")
+    config, weights = (small_run.folder / name for name in ("config.json", "model.safetensors"))
+    for name in ("other_width", "no_weights", "truncated"):
+        (folders[name] / "config.json").write_text(config.read_text().replace('"width": 4', '"width": 8' if name == "other_width" else '"width": 4'))
+    (folders["broken_config"] / "config.json").write_text("{")
+    (folders["other_width"] / "model.safetensors").write_bytes(weights.read_bytes())
+    (folders["truncated"] / "model.safetensors").write_bytes(weights.read_bytes()[:5000])
+    return {name: str(folder) for name, folder in folders.items()} | {"small": str(small_run.folder)}
+
+
+@pytest.mark.parametrize("words, code, message", FAULTS, ids=[words for words, _, _ in FAULTS])
+def test_a_fault_gets_one_clear_line(words, code, message, places, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli(words.format(**places).split()) == code
+    errors = capsys.readouterr().err
+    assert message in errors.splitlines()[-1] and errors.splitlines()[-1].startswith("cifar-cam: ") and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+@pytest.mark.parametrize("mode, size", [("L", (40, 40)), ("RGBA", (50, 30)), ("P", (33, 64)), ("RGB", (1, 1)), ("RGB", (6000, 4000)), ("I;16", (20, 20))])
+def test_pictures_of_every_kind_are_explained(mode, size, small_run, tmp_path):
+    Image.new(mode, size, 100 if mode != "RGBA" else (200, 10, 10, 128)).save(tmp_path / "picture.png")
+    out = tmp_path / "map.png"
+    assert cli(["explain", str(tmp_path / "picture.png"), "--run", str(small_run.folder), "--target", "cat", "--out", str(out)]) == 0
+    assert Image.open(out).width > 100
+
+
+def test_explain_uses_the_shipped_network_and_takes_several_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (50, 60), (90, 120, 200)).save(name)
+    assert cli(["explain", "a.png", "b.jpg", "--layers", "layer4"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["a.png", "b.jpg", "Grad-CAM"]
+    assert Path("gradcam.png").exists()
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_weights(torch.nn.Linear(2, 2), tmp_path / "linear.safetensors")
+    with pytest.raises(OSError, match="another network"):
+        load_model(tmp_path / "linear.safetensors")
+    save_weights(resnet18(num_classes=3, width=2), tmp_path / "three.safetensors")
+    assert load_model(tmp_path / "three.safetensors").head.out_features == 3
+
+
+def test_help_explains_every_setting():
+    words = [sys.executable, "-m", "cifar_cam_lib.main", "train", "--preset", "original", "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    text = " ".join(result.stdout.replace("│", " ").split())
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "passes over the training images (default: 40)" in text, "the preset decides the defaults"
+
+
+def test_module_and_command_exit_with_the_same_code():
+    result = subprocess.run([sys.executable, "-m", "cifar_cam_lib.main", "train", "--epochs", "0"], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.splitlines()[-1] == "cifar-cam: epochs is 0, but must be from 1 to 100000"
+
+
+def test_ctrl_c_is_no_fault(monkeypatch, capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run", interrupt)
+    assert cli(["train"]) == 130 and "resume" in capsys.readouterr().err
+
+
+def test_numbered_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/007").mkdir(parents=True)
+    assert module.new_run_folder(None) == Path("runs/008")
+
+
+def test_two_short_epochs_on_real_images(cifar10_root, tmp_path):
+    result = run(replace(SMALL, data="cifar10", data_root=cifar10_root, out=tmp_path / "run"))
+    assert len(result.test.logits) == 10_000 and json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == "cifar10"

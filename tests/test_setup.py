@@ -1,0 +1,141 @@
+"""Set-up: one place for the settings, pins that fit the ranges, a careful repair, checks that notice."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name):
+    "A file of scripts/ as a module."
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def settings():
+    config = ConfigParser()
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+@pytest.fixture
+def repair(monkeypatch, tmp_path):
+    "The repair script, in a virtual environment whose site-packages is `tmp_path`."
+    module = script("repair_torchvision")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(module, "compiled_library_fails", lambda spec: True)
+    return module
+
+
+def test_what_is_installed_is_what_settings_say(settings):
+    assert version("cifar_cam_lib") == settings["version"]
+    (command,) = entry_points(group="console_scripts", name="cifar-cam")
+    assert f"cifar-cam={command.value}" == settings["console_scripts"]
+
+
+def test_pins_fit_the_ranges(settings):
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = dict(re.split("==", line.lower().replace("_", "-")) for line in lines if line)
+    for requirement in map(Requirement, (settings["requirements"] + settings["dev_requirements"]).split()):
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+
+
+def test_the_library_needs_no_nbdev(settings):
+    names = {Requirement(line).name for line in settings["requirements"].split()}
+    assert "torch" in names
+    assert not names & {"nbdev", "fastcore", "execnb", "jupyterlab"}
+    imports = re.compile(r"^\s*(?:import|from)\s+(nbdev|fastcore|execnb)\b", re.MULTILINE)
+    assert [path.name for path in (ROOT / "cifar_cam_lib").glob("*.py") if imports.search(path.read_text())] == []
+
+
+def test_the_public_address_is_the_one_in_settings(settings):
+    files = [ROOT / "README.md", *(ROOT / "nbs").rglob("*.ipynb")]
+    address = re.compile(rf"github(?:\.com)?/([\w-]+)/{settings['repo']}\b")
+    owners = {owner for path in files for owner in address.findall(path.read_text(encoding="utf-8"))}
+    assert owners <= {settings["user"]}
+
+
+def test_repair_refuses_outside_a_virtual_environment(repair, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(repair, "import_error", lambda: repair.MISSING)
+    assert repair.main() == 1
+    assert "not in a virtual environment" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repair_leaves_a_healthy_torchvision_alone(repair, monkeypatch, tmp_path):
+    monkeypatch.setattr(repair, "import_error", lambda: "")
+    assert repair.main() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repair_leaves_other_faults_alone(repair, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(repair, "import_error", lambda: "ModuleNotFoundError: No module named 'PIL'")
+    assert repair.main() == 1
+    assert "No module named 'PIL'" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repair_leaves_a_matching_compiled_library_alone(repair, monkeypatch, tmp_path):
+    monkeypatch.setattr(repair, "import_error", lambda: repair.MISSING)
+    monkeypatch.setattr(repair, "compiled_library_fails", lambda spec: False)
+    assert repair.main() == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repair_installs_two_files_once_and_says_so(repair, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(repair, "import_error", lambda: "" if list(tmp_path.glob("*.pth")) else repair.MISSING)
+    for _ in range(2):
+        assert repair.main() == 0
+        assert "repaired" in capsys.readouterr().out
+        assert {path.name for path in tmp_path.iterdir()} == {"repair_torchvision.pth", "repair_torchvision.py"}
+
+
+def test_torch_built_for_cuda_is_left_alone(monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", "12.6")
+    repair = script("repair_torchvision")
+    assert not repair.compiled_library_fails(importlib.util.find_spec("torchvision"))
+
+
+def test_what_a_notebook_must_not_hold():
+    faults = script("run_notebooks").faults
+
+    def of(text, **metadata):
+        cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text=text)])
+        return list(faults(nbformat.v4.new_notebook(cells=[cell], metadata=metadata)))
+
+    assert of("see /content/data and https://example.org/home/page") == []
+    for folder in ("/" + "home/ann/data", "/" + "root/x.py:3: Warning", "C:" + r"\Users\ann", f"{ROOT}/nbs"):
+        assert len(of(f"saved in '{folder}'")) == 1, folder
+    assert "widget" in of("", widgets={})[0]
+
+
+def test_readme_links_hold_from_the_top_folder():
+    from_top = script("build_readme").from_top
+    assert from_top("![map](figures/a.png) [chapter](01_data.ipynb#x)") == (
+        "![map](nbs/figures/a.png) [chapter](nbs/01_data.ipynb#x)"
+    )
+    assert from_top('<img src="figures/a.png"> [MIT](../LICENSE)') == '<img src="nbs/figures/a.png"> [MIT](LICENSE)'
+    for same in ("[web](https://example.org/a)", "[here](#part)", "`[code](a.png)`", "```\n[code](a.png)\n```"):
+        assert from_top(same) == same
+
+
+def test_a_second_setup_does_nothing():
+    if sys.prefix != str(ROOT / ".venv") or not (ROOT / ".venv" / "ready").exists():
+        pytest.skip("these tests do not run in the .venv of make setup")
+    result = subprocess.run(["make", "setup"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "Setting up" not in result.stdout

@@ -1,0 +1,41 @@
+"""The wheel holds the modules, the shipped weights and the command, and none of the tools that made it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    # A copy, for building leaves folders beside setup.py.
+    import shutil
+
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "cifar_cam_lib", source / "cifar_cam_lib")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--use-pep517", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", target, source]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = target.glob("*.whl")
+    return ZipFile(path)
+
+
+def test_modules_and_weights_are_in_the_wheel(wheel):
+    files = [path for path in (ROOT / "cifar_cam_lib").rglob("*") if path.suffix in {".py", ".safetensors"}]
+    assert {path.suffix for path in files} == {".py", ".safetensors"}
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
+
+
+def test_command_and_requirements_are_in_the_wheel(wheel):
+    (folder,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    assert "cifar-cam = cifar_cam_lib.main:cli" in wheel.read(f"{folder}/entry_points.txt").decode()
+    metadata = wheel.read(f"{folder}/METADATA").decode()
+    assert "Requires-Python: >=3.11" in metadata
+    assert "Requires-Dist: torch>=2.6\n" in metadata
+    assert all("extra ==" in line for line in metadata.splitlines() if line.startswith("Requires-Dist: nbdev"))
