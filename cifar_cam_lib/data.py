@@ -61,18 +61,18 @@ def fetch_cifar10(
     root: str | Path,  # folder that holds, or will hold, `cifar-10-batches-py`
     download: bool,  # fetch the archive (170 MB) when the folder is not there
 ) -> str:
-    """Make sure that verified CIFAR-10 lies under `root`; returns "found" or "downloaded".
+    """Make sure that verified CIFAR-10 lies under `root`; returns "found on this machine" or "just downloaded".
 
     Raises FileNotFoundError where it is absent and cannot be fetched, OSError where a file is damaged.
     """
     if (Path(root) / CIFAR10.base_folder).exists() or not download:
         check_cifar10(root)
-        return "found"
+        return "found on this machine"
     try:
         CIFAR10(root, download=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise FileNotFoundError(f"CIFAR-10 is not in the data folder {root} and could not be downloaded ({error})") from error
-    return "downloaded"
+    return "just downloaded"
 
 # %% ../nbs/01_data.ipynb #d379b1c6
 def choose_source(
@@ -85,13 +85,14 @@ def choose_source(
     root, in_test = Path(root or default_root()), bool(os.environ.get("IN_TEST"))
     try:
         how = fetch_cifar10(root, download=not in_test)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if (root / CIFAR10.base_folder).exists():
             raise  # a file of it is missing
-        reason = "CIFAR-10 is not on this machine, and " + ("a test does not download" if in_test else "the download failed")
-        print(f"Images: drawn stand-in ({reason}).")
+        cause = f"the download failed with {type(error.__cause__).__name__}"
+        reason = "a test does not download" if in_test else cause
+        print(f"Images: drawn stand-in (CIFAR-10 is not on this machine, and {reason}).")
         return "drawn"
-    print(f"Images: CIFAR-10 ({how} on this machine).")
+    print(f"Images: CIFAR-10 ({how}).")
     return "cifar10"
 
 # %% ../nbs/01_data.ipynb #bf70c819
@@ -164,12 +165,13 @@ MEAN_COLOUR = tuple(round(255 * value) for value in CIFAR10_MEAN)  # 0 after nor
 def train_transform(
     rotate_degrees: float,  # rotate within plus or minus this angle
     padding: int,  # pad each side by this many pixels, then crop 32x32 at a random place
-    flip: bool,  # mirror every second image from left to right
+    flip: bool,  # mirror from left to right with probability 1/2
     cutout_size: int,  # side in pixels of the largest square to hide; 0 for none
 ) -> A.Compose:
     """Rotate, pad and crop, flip, cut out, normalise: uint8 [32, 32, 3] to a float32 tensor [3, 32, 32].
 
-    Cutout is by DeVries and Taylor 2017: a square near the edge is cut off, so its sides run from half the size up.
+    Cutout after DeVries and Taylor 2017, who let the border cut off a fixed square. Here height and width are drawn apart,
+    from half the size up, so at size 16 about 14 % of the image is hidden.
     """
     side = 32 + 2 * padding
     steps = [A.Rotate(rotate_degrees, border_mode=cv2.BORDER_CONSTANT, fill=MEAN_COLOUR, p=1)] if rotate_degrees else []

@@ -117,7 +117,7 @@ def jittered_colours(
 def random_affine(
     rng: np.random.Generator,  # drawn from six times
     centre: tuple = CENTRE,  # canvas pixels (x, y) about which the object is placed
-    reach: float = 52,  # canvas pixels that one unit becomes, at most; sizes vary from 3/4 of it
+    reach: float = 52,  # canvas pixels that one unit becomes, before the stretch; sizes vary from 3/4 of it
 ) -> np.ndarray:
     "A random size, stretch, turn, slant, mirror and place: float [2, 3], from unit coordinates to canvas pixels."
     size, stretch = reach * rng.uniform(.75, 1), rng.uniform(.85, 1.15)
@@ -196,7 +196,7 @@ def add_object(
     name: str,  # the class, one of CLASS_NAMES
     rng: np.random.Generator,  # fixes place and colours
     centre: tuple = CENTRE,  # canvas pixels (x, y) about which the object is placed
-    reach: float = 52,  # greatest half-width in canvas pixels
+    reach: float = 52,  # greatest half-width in canvas pixels, before the stretch of up to 1.15
 ) -> np.ndarray:
     "Paints one object; returns its cover, uint8 [128, 128], 255 where the object is and 0 elsewhere."
     parts = place(SHAPES[name], random_affine(rng, centre, reach))

@@ -31,7 +31,7 @@ def plot_confusion_matrix(
     """Draw the counts, true classes in rows; the shade is the share of the row."""
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
         axis.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=7,
                   color="white" if share[row, column] > 0.5 else "black")

@@ -168,6 +168,8 @@ def open_images(
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}: name its folder with --data-root, or use --data drawn") from error
     train_images, test_images = load_images(config.data, root)
+    if config.train_size > len(train_images.labels):
+        raise ValueError(f"train-size is {config.train_size}, but there are only {len(train_images.labels)} training images")
     train_images = train_images.subset(slice(config.train_size or None))
     split_validation(train_images, config.validation_size, config.seed)  # an impossible size is an error now, not later
     return train_images, test_images
@@ -257,7 +259,7 @@ class Evaluation(NamedTuple):
     loss: float  # mean cross-entropy
     logits: torch.Tensor  # float [N, 10], in the order of the test set
     mistakes: list[Mistake]  # in the order of the test set
-    maps: dict  # Grad-CAM of the first 20 mistakes: by "true" or "predicted", then by layer, float [20, 32, 32]
+    maps: dict  # Grad-CAM of the first 20 mistakes: by "true" or "predicted", then by layer, float [up to 20, 32, 32]; {} without mistakes
 
 
 def evaluate_model(
@@ -306,7 +308,10 @@ def run(
         with SummaryWriter(folder / "tb") as writer:
             return record_run(config, make_loaders(config, train_images, test_images), folder, writer)
     except (ArithmeticError, OSError, RuntimeError) as error:
-        raise RunStopped(f"{error} (the folder {folder} is kept; go on with: cifar-cam resume --run {folder})") from error
+        # The same settings would meet the same loss again, so then there is nothing to go on with.
+        can_go_on = (folder / "checkpoint.pt").exists() and not isinstance(error, ArithmeticError)
+        hint = f"; go on with: cifar-cam resume --run {folder}" if can_go_on else ""
+        raise RunStopped(f"{error} (the folder {folder} is kept{hint})") from error
 
 
 def record_run(
@@ -343,8 +348,10 @@ def read_config(
     """Settings of a run from its config.json. Raises OSError where the file is missing or damaged."""
     try:
         settings = json.loads((folder / "config.json").read_text())["settings"]
-        return Config(**settings | {"image_sizes": tuple(settings["image_sizes"]), "data_root": data_root})
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        config = Config(**settings | {"image_sizes": tuple(settings["image_sizes"]), "data_root": data_root})
+        check_config(config)
+        return config
+    except (KeyError, TypeError, ValueError) as error:  # ValueError: also what json and utf-8 raise
         raise OSError(f"{folder / 'config.json'} is damaged ({error})") from error
     except OSError as error:
         raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
@@ -365,7 +372,7 @@ def evaluate(
     run_folder: Annotated[Path, tyro.conf.arg(name="run", help="folder of a finished run")],
     data_root: Annotated[Path | None, tyro.conf.arg(help="folder that holds cifar-10-batches-py")] = None,
 ) -> Evaluation:
-    """Repeat the test numbers and figures of a finished run from its weights alone; numbers go to evaluation.json."""
+    """Repeat the test numbers and figures of a finished run from model.safetensors and config.json; numbers go to evaluation.json."""
     config = read_config(run_folder, data_root)
     model = channels_last(load_model(run_folder / "model.safetensors"))
     width = model.stem[0].out_channels
@@ -482,7 +489,7 @@ def cli(
         print(f"cifar-cam: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 3 if isinstance(error, OSError) else 4
     except KeyboardInterrupt:
-        print("cifar-cam: stopped by Ctrl-C; the folder of the run is kept, and `cifar-cam resume` goes on with it", file=sys.stderr)
+        print("cifar-cam: stopped by Ctrl-C; a run that has finished an epoch goes on with: cifar-cam resume --run FOLDER", file=sys.stderr)
         return 130
 
 # %% ../nbs/06_main.ipynb #0c81b30b

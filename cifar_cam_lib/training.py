@@ -79,7 +79,9 @@ def make_schedule(
     if name == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.1, patience=4, min_lr=1e-7)
     if name == "one-cycle":
-        return OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=total_steps)
+        # SGD keeps the momentum that was asked for; AdamW's first beta goes down and up again with the cycle.
+        cycles = isinstance(optimizer, torch.optim.AdamW)
+        return OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=total_steps, cycle_momentum=cycles)
     if name == "constant":
         return None
     raise ValueError(f"unknown schedule {name!r}: known are 'plateau', 'one-cycle' and 'constant'")
@@ -317,11 +319,11 @@ def load_checkpoint(
         optimizer.load_state_dict(state["optimizer"])
         if schedule:
             schedule.load_state_dict(state["schedule"])
+        return History(state["epochs"], state["steps"])
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise OSError(f"{path} is not a checkpoint of this training ({type(error).__name__})") from error
-    return History(state["epochs"], state["steps"])
 
 # %% ../nbs/03_training.ipynb #05ced2ef
 SHIPPED_SHA256 = {"cifar10": "40df2c930b1b047f4e4630823d41c4a490450064d6e2e87e90ee87e00a0ea1d7",

@@ -38,7 +38,7 @@ def test_a_download_is_used(tmp_path, monkeypatch):
 
     download.base_folder = CIFAR10.base_folder
     monkeypatch.setattr(data, "CIFAR10", download)
-    assert fetch_cifar10(tmp_path, download=True) == "downloaded" and calls == [tmp_path]
+    assert fetch_cifar10(tmp_path, download=True) == "just downloaded" and calls == [tmp_path]
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
