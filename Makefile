@@ -47,10 +47,11 @@ test: setup ## run every notebook and every test
 lab: setup ## open JupyterLab on the chapters
 	@$(BIN)/jupyter lab --notebook-dir=nbs $(OPTIONS)
 
-export: setup ## write the library's modules and README.md from the notebooks, and tidy the notebooks
+export: setup ## write the library, README.md and the page on the levels from the notebooks, and tidy the notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
 	@$(BIN)/python scripts/build_readme.py
+	@$(BIN)/python scripts/build_levels.py
 
 notebooks: setup ## run all notebooks and save their outputs
 	@$(BIN)/python scripts/run_notebooks.py

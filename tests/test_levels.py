@@ -1,72 +1,168 @@
-"""The three levels give the same numbers, to the last bit: history, weights, predictions, maps."""
+"""The three levels give the same numbers, to the last bit; and the comparison notices a change of one line anywhere."""
 
-import contextlib
-import io
-import re
+import ast
+import importlib.util
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+import torch
+from nbclient import NotebookClient
 
-LEVELS = sorted((Path(__file__).resolve().parent.parent / "nbs" / "levels").glob("*.ipynb"))
-SMALL = """
+from cifar_cam_lib.data import check_cifar10, default_root
+from cifar_cam_lib.model import resnet18
+
+ROOT = Path(__file__).resolve().parent.parent
+LEVELS = sorted((ROOT / "nbs" / "levels").glob("*.ipynb"))
+specification = importlib.util.spec_from_file_location("build_levels", ROOT / "scripts" / "build_levels.py")
+build_levels = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(build_levels)
+FIRST, SECOND, THIRD = (path.stem for path in LEVELS)
+# Two epochs of 20 steps: 460 images, less 60 for validation, in batches of 20.
+SETTINGS = """
 train_size, validation_size = 460, 60
 rotate_degrees, padding, flip, cutout_size = 5, 4, True, 8
 width, epochs, batch_size = 8, 2, 20
 learning_rate, momentum = 0.05, 0.9
 seed = 3
 """
+# What the notebook found out, in full, not as the fingerprints that it prints.
+SAVE = """
+np.savez(os.environ["LEVEL_RESULT"], steps=epochs * (train_size - validation_size) // batch_size, test_accuracy=test_accuracy,
+         history=[[row["train_loss"], row["validation_loss"], row["validation_accuracy"]] for row in history],
+         predictions=test_logits.numpy(), **{f"weights {name}": weight.numpy() for name, weight in model.state_dict().items()},
+         **{f"maps {side} {name}": map_.numpy() for side in maps for name, map_ in maps[side].items()})
+"""
+ALL = {"history", "weights", "predictions", "maps"}
+# name: level to run, file of the library to change (None: the notebook itself), the text, what takes its place, what must differ
+CHANGES = {
+    "the seed": (FIRST, None, "seed = 3", "seed = 4", ALL),
+    "a line of level 1: the share of mirrored images": (FIRST, None, "p=0.5 * flip", "p=0.4 * flip", ALL),
+    "a line of level 1: one weight, by a millionth": (FIRST, None, "import hashlib\n", "import hashlib\nmodel.head.weight.data[0, 0] *= 1 + 1e-6\n", {"weights"}),
+    "a line of level 1: negative evidence": (FIRST, None, ".sum(dim=1).relu()", ".sum(dim=1).abs()", {"maps"}),
+    "a default of the library": (THIRD, "main.py", "label_smoothing: float = 0.0", "label_smoothing: float = 0.01", ALL),
+    "a line of the library: the order": (SECOND, "data.py", "default_rng((self.seed, self.epoch))", "default_rng((self.seed, self.epoch + 1))", ALL),
+    "a line of the library: negative evidence": (THIRD, "gradcam.py", ".sum(dim=1).relu()", ".sum(dim=1).abs()", {"maps"}),
+}
 
 
-def code(path):
-    "Sources of the code cells."
-    cells = nbformat.read(path, as_version=4).cells
-    return [re.sub(r"%pip.*", "pass", cell.source) for cell in cells if cell.cell_type == "code"]
+def run_level(level, folder, data_root="nowhere", change=(None, "", "")):
+    "Execute a level in a kernel of its own, with small settings and one change; returns its arrays by name."
+    file, old, new = change
+    notebook = nbformat.read(ROOT / "nbs" / "levels" / f"{level}.ipynb", as_version=4)
+    sources = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (settings,) = [cell for cell in sources if cell.source.startswith("train_size, validation_size")]
+    settings.source = SETTINGS
+    if file is None and old:
+        assert sum(cell.source.count(old) for cell in sources) == 1, "the text to change is not there"
+        for cell in sources:
+            cell.source = cell.source.replace(old, new)
+    notebook.cells.append(nbformat.v4.new_code_cell("import os\n" + SAVE))
+    library = shutil.copytree(ROOT / "cifar_cam_lib", folder / "cifar_cam_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    if file:
+        text = (library / file).read_text()
+        assert text.count(old) == 1, "the text to change is not there"
+        (library / file).write_text(text.replace(old, new))
+    environment = os.environ | {"PYTHONPATH": str(folder), "CIFAR_CAM_DATA": str(data_root), "LEVEL_RESULT": str(folder / "result.npz"), "OMP_NUM_THREADS": "1"}
+    client = NotebookClient(notebook, kernel_name="python3", timeout=600, extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(folder)}})
+    client.execute(env=environment)
+    return dict(np.load(folder / "result.npz"))
 
 
-def run_level(path, replace=("", "")):
-    "Run a level with small settings; returns the lines that its last cell prints."
-    cells = code(path)
-    assert sum(cell.startswith("train_size, validation_size") for cell in cells) == 1
-    cells = [SMALL if cell.startswith("train_size, validation_size") else cell.replace(*replace) for cell in cells]
-    namespace, printed = {"__name__": "__main__"}, io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for cell in cells:
-            exec(compile(cell, path.name, "exec"), namespace)
-            plt.close("all")
-    return printed.getvalue().splitlines()[-5:]
+def differences(first, second):
+    "The kinds of arrays, such as weights, in which two results are not the same to the last bit."
+    assert first.keys() == second.keys()
+    return {name.split()[0] for name in first if not np.array_equal(first[name], second[name])}
 
 
 @pytest.fixture(scope="module")
-def second_level():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_CAM_DATA", "nowhere")
-        yield run_level(LEVELS[1])
+def runs(tmp_path_factory):
+    "Starts all runs, two at a time, each with one thread: {(name, source): its result, to be waited for}."
+    folders = {(level, "drawn"): (level,) for level in (FIRST, SECOND, THIRD)}
+    folders |= {(name, "drawn"): (level, "nowhere", change) for name, (level, *change, _) in CHANGES.items()}
+    try:
+        check_cifar10(default_root())
+        folders |= {(level, "cifar10"): (level, default_root()) for level in (FIRST, SECOND, THIRD)}
+    except FileNotFoundError:
+        pass  # the tests that need it are skipped
+    with ThreadPoolExecutor(2) as pool:
+        yield {key: pool.submit(run_level, words[0], tmp_path_factory.mktemp("level"), *words[1:]) for key, words in folders.items()}
+        pool.shutdown(cancel_futures=True)  # where only some tests were asked for
 
 
-def test_there_are_three_levels_with_the_same_settings_and_the_same_end():
-    assert [path.stem for path in LEVELS] == ["1_all_in_one", "2_with_the_library", "3_one_call"]
-    assert len({next(cell for cell in code(path) if cell.startswith("train_size")) for path in LEVELS}) == 1
-    assert len({code(path)[-1] for path in LEVELS}) == 1
+def test_the_levels_have_the_same_headings_settings_and_end():
+    levels = [build_levels.sections(path) for path in LEVELS]
+    assert {tuple(level) for level in levels} == {build_levels.SECTIONS}
+    assert len({level["Settings"][0] for level in levels}) == 1 and levels[0]["Settings"][0].startswith("train_size")
+    assert len({level["The numbers"][-1] for level in levels}) == 1 and levels[0]["The numbers"][-1].count("fingerprint") == 5
 
 
-@pytest.mark.parametrize("path", [LEVELS[0], LEVELS[2]], ids=lambda path: path.stem)
-def test_the_levels_agree_to_the_last_bit(path, second_level, monkeypatch):
-    monkeypatch.setenv("CIFAR_CAM_DATA", "nowhere")
-    assert second_level[1].startswith("history")
-    assert run_level(path) == second_level
+def test_level_1_takes_nothing_of_ours_but_the_drawn_pictures():
+    code = "\n".join(cell for cells in build_levels.sections(LEVELS[0]).values() for cell in cells)
+    modules = {node.module or "" for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names}
+    assert {name for name in modules if name.startswith("cifar_cam_lib")} == {"cifar_cam_lib.drawn"}
 
 
-def test_the_comparison_can_fail(second_level, monkeypatch):
-    monkeypatch.setenv("CIFAR_CAM_DATA", "nowhere")
-    changed = run_level(LEVELS[0], replace=("HorizontalFlip(p=0.5)", "HorizontalFlip(p=0.4)"))
-    assert changed != second_level
+def agree(runs, source):
+    first, second, third = (runs[level, source].result() for level in (FIRST, SECOND, THIRD))
+    assert differences(first, second) == differences(first, third) == set()
+    assert first["steps"] == 40 and len(first["history"]) == 2
+    torch.manual_seed(3)
+    before = resnet18(width=8).state_dict()
+    assert len(before) == sum(name.startswith("weights") for name in first) == 61
+    assert all(not np.array_equal(first[f"weights {name}"], weight.numpy()) for name, weight in before.items()), "a weight never moved"
+    maps = [first[name] for name in first if name.startswith("maps")]
+    assert len(maps) == 8 and all(map_.shape == (20, 32, 32) and map_.max() == 1 for map_ in maps)
+    return first
+
+
+def test_the_levels_agree_to_the_last_bit_on_drawn_pictures(runs):
+    assert agree(runs, "drawn")["predictions"].shape == (1000, 10)
+
+
+def test_the_levels_agree_to_the_last_bit_on_cifar10(runs, cifar10_root):
+    assert agree(runs, "cifar10")["predictions"].shape == (10_000, 10)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_comparison_notices(name, runs):
+    level, *_, expected = CHANGES[name]
+    # Two networks that have hardly learnt may by chance be right equally often.
+    assert differences(runs[name, "drawn"].result(), runs[level, "drawn"].result()) - {"test_accuracy"} == expected
 
 
 def test_the_saved_levels_show_the_same_numbers():
-    def saved(path):
-        cell = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][-1]
-        return "".join(output.text for output in cell.outputs)
+    table, source = build_levels.saved_numbers(LEVELS)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["validation accuracy", "test accuracy", "history", "weights", "predictions", "maps"]
+    assert all(len(row) == 4 and len(set(row[1:])) == 1 for row in rows)
+    assert source == "CIFAR-10"
 
-    assert len({saved(path) for path in LEVELS}) == 1 and "weights" in saved(LEVELS[0])
+
+def test_the_page_side_by_side_is_up_to_date():
+    assert build_levels.build(ROOT / "nbs" / "levels") == (ROOT / "nbs" / "levels" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("old, new, stop", [
+    ("seed = 0", "seed, more = 0, 0\nmore += 1", None),  # one more line of code
+    ("## Evaluation", "## Test", "has the headings Settings, Data, Model, Training, Test"),
+    ("`data.split_validation`", "`data.divide`", "names data.divide, which is not in the library"),
+    ("`data.split_validation`", "`data.check_cifar10`", None),  # another step
+    ("`data.split_validation`", "`main.cli`", "main.cli, but level 2 does not come there"),
+])
+def test_the_page_notices_a_change_of_level_1(old, new, stop, tmp_path):
+    for path in LEVELS:
+        shutil.copy(path, tmp_path)
+    text = LEVELS[0].read_text()
+    assert old in text
+    (tmp_path / LEVELS[0].name).write_text(text.replace(old, new.replace("\n", "\\n")))
+    if stop:
+        with pytest.raises(SystemExit, match=stop):
+            build_levels.build(tmp_path)
+    else:
+        assert build_levels.build(tmp_path) != build_levels.build(ROOT / "nbs" / "levels")
