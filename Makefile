@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab export notebooks weights clean
+.PHONY: help setup demo test lab export notebooks weights bench trust clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -60,6 +60,12 @@ weights: setup ## train the two networks that ship with the library, on drawn pi
 	@$(BIN)/cifar-cam train --preset demo --out runs/ship-drawn
 	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
 	@$(BIN)/python scripts/ship_weights.py runs/ship-drawn runs/ship-cifar10
+
+bench: setup ## measure what Grad-CAM costs beside other libraries (17 minutes, on a quiet machine)
+	@$(BIN)/python scripts/bench.py gradcam --out results/bench/gradcam.json
+
+trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
+	@$(BIN)/python scripts/measure_trust.py --out results/trust.json
 
 clean: ## delete .venv and what the tests leave; runs/ and data/ stay
 	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASS_NAMES', 'SPLITS', 'SIDE', 'CANVAS', 'CENTRE', 'PET', 'EYES', 'HOOFED', 'WHEELS', 'SHAPES', 'ROLES', 'PALETTES',
-           'CELL', 'RAMP', 'outline', 'jittered_colours', 'random_affine', 'place', 'paint', 'background',
-           'random_patch', 'scatter', 'add_object', 'occlude', 'shrink', 'draw_picture', 'draw_pictures']
+           'CELL', 'RAMP', 'PAIR', 'outline', 'jittered_colours', 'random_affine', 'place', 'paint', 'background',
+           'random_patch', 'scatter', 'add_object', 'occlude', 'shrink', 'random_stream', 'finish', 'clue_colour',
+           'draw_picture', 'draw_pictures', 'draw_pair', 'draw_pairs']
 
 # %% ../nbs/appendix_drawn.ipynb #4c8a88ae
 import cv2
@@ -225,35 +226,97 @@ def shrink(
     return cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/appendix_drawn.ipynb #bc323613
+def random_stream(
+    seed: int,  # 0 or more
+    split: str,  # "train" or "test": the two never share a random stream
+    index: int,  # 0 or more; number of the picture
+    *kind: int,  # above 0 for another kind of picture, which shares no stream with the first kind
+) -> np.random.Generator:
+    "The generator that draws one picture. Raises ValueError for an unknown split and for a negative seed or index."
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    return np.random.default_rng((seed, SPLITS[split], index, *kind))
+
+
+def finish(
+    canvas: np.ndarray,  # uint8 [128, 128, 3], with everything painted
+    rng: np.random.Generator,  # drawn from once
+) -> np.ndarray:
+    "The finished picture: shrunk to uint8 [32, 32, 3], with noise of up to 14 of 255."
+    small = shrink(canvas)
+    return (small + rng.integers(-14, 15, small.shape, np.int16)).clip(0, 255).astype(np.uint8)
+
+# %% ../nbs/appendix_drawn.ipynb #3e028957
+def clue_colour(
+    label: int,  # 0..9
+) -> np.ndarray:
+    "A colour for a class, ten around the colour circle: whole numbers [3], 0..255."
+    return np.rint(128 + 76 * np.cos(2 * np.pi * (label / len(CLASS_NAMES) - np.arange(3) / 3))).astype(int)
+
+
 def draw_picture(
     seed: int,  # 0 or more; fixes the picture together with split and index
-    split: str,  # "train" or "test": the two never share a random stream
+    split: str,  # "train" or "test"
     index: int,  # 0 or more; the label is index % 10
+    clue: int | None = None,  # None: the background knows nothing; 0: it has the class's colour; k: that of class label + k
 ) -> tuple:
     """One picture: (image uint8 [32, 32, 3] RGB, label int 0..9, mask bool [32, 32] of the object's visible pixels).
 
     Raises ValueError for an unknown split and for a negative seed or index."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    rng = np.random.default_rng((seed, SPLITS[split], index))
+    rng = random_stream(seed, split, index)
     label = int(index) % len(CLASS_NAMES)
-    canvas = scatter(background(rng), rng)
+    ends = None if clue is None else [clue_colour((label + clue) % len(CLASS_NAMES))] * 2
+    canvas = scatter(background(rng, ends), rng)
     cover = add_object(canvas, CLASS_NAMES[label], rng)
     occlude(canvas, cover, rng)
-    small = shrink(canvas)
-    image = (small + rng.integers(-14, 15, small.shape, np.int16)).clip(0, 255).astype(np.uint8)
-    return image, label, shrink(cover) >= 128
+    return finish(canvas, rng), label, shrink(cover) >= 128
 
 # %% ../nbs/appendix_drawn.ipynb #ca08d6bb
 def draw_pictures(
     count: int,  # how many, 1 or more; a multiple of 10 is exactly balanced
     split: str,  # "train" or "test"
     seed: int = 0,  # another seed, another data set
+    clue: int | None = None,  # see `draw_picture`
 ) -> tuple:
     """Pictures 0 to count - 1 of a split: (images uint8 [N, 32, 32, 3] RGB, labels int64 [N], masks bool [N, 32, 32]).
 
     Raises ValueError for a count below 1, and as `draw_picture` does."""
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    images, labels, masks = zip(*(draw_picture(seed, split, index) for index in range(count)))
+    images, labels, masks = zip(*(draw_picture(seed, split, index, clue) for index in range(count)))
+    return np.stack(images), np.array(labels, np.int64), np.stack(masks)
+
+# %% ../nbs/appendix_drawn.ipynb #56198cdf
+PAIR = 1  # the kind of picture, as `random_stream` wants it
+
+
+def draw_pair(
+    seed: int,  # 0 or more; fixes the picture together with split and index
+    split: str,  # "train" or "test"
+    index: int,  # 0 or more; every 90 pictures hold each ordered pair of classes once
+) -> tuple:
+    """A picture with two objects: (image uint8 [32, 32, 3] RGB, labels [2], masks bool [2, 32, 32], which share no pixel).
+
+    Raises ValueError for an unknown split and for a negative seed or index."""
+    rng = random_stream(seed, split, index, PAIR)
+    labels = [index % 10, (index % 10 + 1 + index // 10 % 9) % 10]
+    slope, side = int(rng.integers(-1, 2)), 2 * int(rng.integers(2)) - 1
+    canvas = scatter(background(rng), rng)
+    covers = [add_object(canvas, CLASS_NAMES[label], rng, (CENTRE[0] + place * 30, CENTRE[1] + place * slope * 30), reach=34)
+              for label, place in zip(labels, (side, -side))]
+    covers[0][covers[1] > 0] = 0
+    return finish(canvas, rng), labels, np.stack([shrink(covers[0]) >= 128, shrink(covers[1]) > 128])
+
+
+def draw_pairs(
+    count: int,  # how many, 1 or more; a multiple of 90 is exactly balanced
+    split: str,  # "train" or "test"
+    seed: int = 0,  # another seed, other pictures
+) -> tuple:
+    """Pairs 0 to count - 1: (images uint8 [N, 32, 32, 3] RGB, labels int64 [N, 2], masks bool [N, 2, 32, 32]).
+
+    Raises ValueError for a count below 1, and as `draw_pair` does."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    images, labels, masks = zip(*(draw_pair(seed, split, index) for index in range(count)))
     return np.stack(images), np.array(labels, np.int64), np.stack(masks)

@@ -34,7 +34,7 @@ def plot_confusion_matrix(
     axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
         axis.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=7,
-                  color="white" if share[row, column] > 0.5 else "black")
+                  color="white" if share[row, column] > 0.75 else "black")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted class", ylabel="true class")

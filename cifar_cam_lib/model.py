@@ -79,10 +79,11 @@ def resnet18(
 
 # %% ../nbs/02_model.ipynb #9241009e
 def channels_last(
-    model: ResNet,  # the network, changed in place
-) -> ResNet:
+    model: nn.Module,  # any network, changed in place
+) -> nn.Module:
     """Store the weights with channels last, where the network is at least 8 wide; below 5, a backward pass of torch 2.13 takes minutes."""
-    return model.to(memory_format=torch.channels_last) if model.stem[0].out_channels >= 8 else model
+    narrowest = min((module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)), default=0)
+    return model.to(memory_format=torch.channels_last) if narrowest >= 8 else model
 
 # %% ../nbs/02_model.ipynb #fd7313cc
 def count_parameters(
@@ -115,7 +116,7 @@ def draw_network(
     for name, channels, side, parameters in parts:
         box_width = 0.15 * max(channels, 2) ** 0.5
         axis.add_patch(plt.Rectangle((left, -side / 2), box_width, side, facecolor="#c6dbef", edgecolor="#08306b"))
-        count = f"\n{parameters:,}" if parameters else ""
+        count = f"\n{parameters:,} parameters" if parameters else ""
         axis.text(left + box_width / 2, 19, name, ha="center", va="bottom", fontsize=9, weight="bold")
         axis.text(left + box_width / 2, -19, f"{channels} x {side} x {side}{count}", ha="center", va="top", fontsize=8)
         centre_next = left + box_width + 1.5

@@ -195,7 +195,7 @@ def fit(
     train_loader: DataLoader,  # training batches from `make_loader(..., shuffle=True)`
     evaluation_loaders: dict[str, DataLoader],  # by split, "validation" or "test"; a plateau watches the last one
     optimizer: torch.optim.Optimizer,  # from `make_optimizer`
-    schedule,  # from `make_schedule`
+    schedule,  # from `make_schedule`, or another one of PyTorch's, which is then stepped after each epoch
     epochs: int,  # passes over the training images
     image_sizes: tuple[int, ...],  # sides in pixels; the epochs are shared out among them in this order
     label_smoothing: float,  # see `objective`
@@ -220,6 +220,8 @@ def fit(
             raise FloatingPointError(f"the loss is {loss} after epoch {epoch}: try a lower learning rate")
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(loss)
+        elif schedule is not None and not isinstance(schedule, OneCycleLR):
+            schedule.step()
         yield row | {"learning_rate": steps[-1][1], "seconds": round(time.perf_counter() - start, 2)}, steps
 
 # %% ../nbs/03_training.ipynb #27d0ac40

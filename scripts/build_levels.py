@@ -28,13 +28,14 @@ PAGE = """<!-- Written by scripts/build_levels.py from the notebooks of this fol
 The same story three times: [1, everything in one notebook](1_all_in_one.ipynb); [2, a notebook that calls the
 library](2_with_the_library.ipynb); [3, one call to main](3_one_call.ipynb). They have the same headings in the same order,
 the same cell of settings, and the same last cell. That they give the same numbers is not a promise but a test: `make test`
-runs the three as they stand, compares losses, weights, logits and maps bit by bit, and makes sure that a change of a single
-line would be noticed. (The last bits depend on the processor and on the number of threads, so another machine may print others;
-the three agree there as well.)
+executes all three with smaller settings, on drawn pictures and, where it is present, on CIFAR-10; compares losses, weights,
+logits and maps bit by bit; and plants changes of one line, in level 1 and in the library, each of which must be noticed. (The
+last bits depend on the processor and on the number of threads: another machine may print others, and the three agree there
+too. All three compute on the CPU.)
 
 ## The same numbers
 
-What the last cell of each notebook printed, on {images}:
+What the last cell of each notebook printed, on {images}; a line of signs is the beginning of a sha256 sum:
 
 {numbers}
 
@@ -43,7 +44,7 @@ What the last cell of each notebook printed, on {images}:
 | level | take it to | what you see | what can still be changed |
 |---|---|---|---|
 | 1 | understand a step, or invent another one | {lines[0]} lines, every step written out | every line |
-| 2 | exchange a part: your images, your network, your layers | {lines[1]} lines, {calls} functions of the library | the order, and {arguments} arguments; any part can be replaced by your own |
+| 2 | exchange a part: your images, your network, your layers | {lines[1]} lines, {calls} functions and classes of the library | the order, and {arguments} arguments; any part can be replaced by your own |
 | 3 | compare settings, run for hours, go on after an interruption | {lines[2]} lines, of which one does the work | {settings} settings (`Config`) |
 
 {changes}
@@ -51,15 +52,15 @@ What the last cell of each notebook printed, on {images}:
 ## How much there is to read
 
 Lines of code, without empty lines and comments. Level 3 is not shorter because less happens: behind its one call stand
-{behind} lines of the library.
+{behind} lines of the library, signatures and docstrings included.
 
 {counted}
 
 ## What moved where
 
-Each step of level 1, in its order: the function or class that holds it in the library, the chapter that teaches and exports
-it, and the way there from the other two levels: the first name is called in the notebook (in level 3 always by `run(config)`),
-and each calls the next.
+Each step of level 1 that has a name in the library, in its order ("Data 3" is the third code cell under the heading Data):
+the function or class that holds it in the library, the chapter that teaches and exports it, and the way there from the other
+two levels: the first name is called in the notebook (in level 3 always by `run(config)`), and each calls the next.
 
 {moved}
 
@@ -70,14 +71,14 @@ CHANGES = """
 | you want | level 1 | level 2 | level 3 |
 |---|---|---|---|
 | another learning rate, width or seed | the settings | the settings | the settings |
-| another augmentation | edit the list | any Albumentations transform for `TransformedImages` | `Config.rotate_degrees`, `Config.padding`, `Config.flip`, `Config.cutout_size` |
-| your own images | edit the first cell of Data | `LabelledImages` instead of `load_images` | not possible |
-| another network | edit the class | any module instead of `resnet18` | its `Config.width` |
+| another augmentation | edit the list | any Albumentations transform that ends with `normalise_steps`, for `TransformedImages` | `Config.rotate_degrees`, `Config.padding`, `Config.flip`, `Config.cutout_size` |
+| your own images | edit the first cell of Data | `LabelledImages` instead of `load_images` | no setting; `make_loaders` and `record_run` take them |
+| another network | edit the class | any module instead of `resnet18`, and `gradcam(layers=...)` | its `Config.width` |
 | another rule for the weights | edit two lines | any optimizer and schedule for `fit` | `Config.optimizer`, `Config.schedule` and their numbers |
-| a stop when it gets worse | add it to the loop | leave the loop over `fit` | not possible |
+| a stop when it gets worse | add it to the loop | leave the loop over `fit` | no setting |
 | small images first, smoothed labels, an L1 penalty | write it | arguments of `fit` | `Config.image_sizes`, `Config.label_smoothing`, `Config.l1_factor` |
-| Grad-CAM of other layers | edit the names | `gradcam(layers=...)` | not in the run; afterwards `explain(layers=...)` |
-| TensorBoard, saved weights, going on later | write it | `log_epoch`, `save_weights`, `save_checkpoint` | it is there |
+| Grad-CAM of other layers | edit the names | `gradcam(layers=...)` | no setting; afterwards `gradcam(layers=...)`, or, for picture files, `explain(layers=...)` |
+| TensorBoard, saved weights, going on later | write it | `log_epoch`, `save_weights`, `save_checkpoint`, `load_checkpoint` | it is there |
 """
 
 
@@ -230,21 +231,19 @@ def saved_numbers(
 def beside(
     levels,  # `sections` of the three notebooks
 ):
-    "The code of the levels beside each other, folded, for each section but the first and the last."
-    parts = ["## The code beside each other", "Open a section. Pictures are left out; the whole is in the notebooks."]
-    for heading in SECTIONS[1:-1]:
-        columns = "".join(f"<td>\n\n```python\n{strip(level[heading])}\n```\n\n</td>" for level in levels)
-        head = "".join(f"<th>level {n}</th>" for n in (1, 2, 3))
-        parts.append(f"<details><summary>{heading}</summary>\n\n<table><tr>{head}</tr><tr valign=\"top\">{columns}</tr></table>\n\n</details>")
+    "The code of the three levels under each other, folded, for each section but the last."
+    parts = ["## The code, section by section", "Open a section to read it at the three levels, one after the other."]
+    for heading in SECTIONS[:-1]:
+        blocks = [f"Level {number}\n\n```python\n{without_directives(level[heading])}\n```" for number, level in enumerate(levels, 1)]
+        parts.append("\n\n".join([f"<details><summary>{heading}</summary>", *blocks, "</details>"]))
     return "\n\n".join(parts)
 
 
-def strip(
+def without_directives(
     cells,  # sources
 ):
-    "The cells as one text, without directives and without those that only draw."
-    kept = ["\n".join(line for line in cell.splitlines() if not line.startswith("#|")) for cell in cells if "#| fig-alt" not in cell]
-    return "\n\n".join(kept)
+    "The cells as one text."
+    return "\n\n".join("\n".join(line for line in cell.splitlines() if not line.startswith("#|")) for cell in cells)
 
 
 def check_names(
@@ -252,10 +251,20 @@ def check_names(
     symbols,  # from `library`
     settings,  # names of the fields of Config
 ):
-    "Raises SystemExit where a name in backticks is neither a symbol with such an argument nor a setting."
-    for name in re.findall(r"`(\w[\w.]*)(?:\(\w+=\.\.\.\))?`", text):
+    "Raises SystemExit where a name in backticks is neither a symbol nor a setting, or a symbol has no such argument."
+    for name, argument in re.findall(r"`(\w[\w.]*)(?:\((\w+)=\.\.\.\))?`", text):
         if name not in symbols and name.removeprefix("Config.") not in settings:
             raise SystemExit(f"scripts/build_levels.py names {name}, which is not in the library")
+        if argument and argument not in inspect.signature(symbol_of(name, symbols)).parameters:
+            raise SystemExit(f"scripts/build_levels.py names {name}({argument}=...), which has no such argument")
+
+
+def symbol_of(
+    name,  # of a function or class
+    symbols,  # from `library`
+):
+    "The function or class itself."
+    return getattr(import_module(f"cifar_cam_lib.{symbols[name][0]}"), name)
 
 
 def build(
@@ -269,7 +278,7 @@ def build(
             raise SystemExit(f"{path.name} has the headings {', '.join(level)}, not {', '.join(SECTIONS)}")
     settings = [field.name for field in dataclasses.fields(import_module("cifar_cam_lib.main").Config)]
     check_names(CHANGES, symbols, settings)
-    functions = [getattr(import_module(f"cifar_cam_lib.{symbols[name][0]}"), name) for name in called(levels[1], symbols)]
+    functions = [symbol_of(name, symbols) for name in called(levels[1], symbols)]
     numbers, images = saved_numbers(paths)
     counted, sums = counts(levels)
     return PAGE.format(numbers=numbers, images=images, lines=sums, calls=len(functions), settings=len(settings), changes=CHANGES.strip(),

@@ -140,7 +140,7 @@ FAULTS = [
     ("explain {full}/nothing.png", 3, "is not a picture"),
     ("explain {full}/half.png", 3, "is not a picture that can be read, or is truncated"),
     ("explain", 2, ""),
-    ("explain {full}/good.png --layers layer9 --run {small}", 2, "unknown layer 'layer9': known are stem, layer1"),
+    ("explain {full}/good.png --layers layer9 --run {small}", 2, "unknown layer 'layer9': did you mean layer"),
     ("explain {full}/good.png --layers head --run {small}", 2, "has no feature map"),
     ("explain {full}/good.png --target unicorn", 2, "unknown class 'unicorn': known are airplane"),
     ("explain {full}/good.png --out {full}/map.xyz", 2, "must end in"),

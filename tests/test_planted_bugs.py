@@ -4,35 +4,64 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # file of the library, the right text, the planted bug, the test that must notice
-BUGS = {
+REFERENCES = {
     "wrong stride": ("model.py", "BasicBlock(4 * width, 8 * width, 1)", "BasicBlock(4 * width, 8 * width, 2)", "parameters_and_feature_maps"),
     "shuffled test loader": ("data.py", "if shuffle else None", "if True else None", "test_loader_keeps_the_order"),
     "in-place denormalise": ("data.py", "images.detach().cpu() * std + mean", "images.detach().cpu().mul_(std).add_(mean)", "denormalise_undoes"),
-    "map of the wrong target": ("gradcam.py", "return targets.long()", "return logits.argmax(1)", "gradcam_is_that_of_captum"),
-    "map without ReLU": ("gradcam.py", ".sum(dim=1).relu()", ".sum(dim=1)", "gradcam_is_that_of_captum"),
-    "weights over the wrong axes": ("gradcam.py", "gradients.mean(dim=(2, 3), keepdim=True)", "gradients.mean(dim=(1, 2), keepdim=True)", "gradcam_is_that_of_captum"),
-    "no guard for an empty map": ("gradcam.py", "torch.where(maximum > 0, maps / maximum, 0.0)", "maps / maximum", "empty_map_is_zeros"),
-    "hook left behind": ("gradcam.py", "            handle.remove()", "            pass", "leaves_no_hook"),
     "L1 without its factor": ("training.py", "loss + l1_factor * l1_penalty", "loss + l1_penalty", "l1_and_its_factor"),
 }
+GRADCAM = {
+    "weights over the wrong axes": ("gradients.mean(dim=(2, 3), keepdim=True)", "gradients.mean(dim=(1, 2), keepdim=True)", "at_the_last_layer"),
+    "map without ReLU": ("gradients.mean(dim=(2, 3), keepdim=True)\n    return (weights * activations).sum(dim=1).relu()",
+                         "gradients.mean(dim=(2, 3), keepdim=True)\n    return (weights * activations).sum(dim=1)", "at_the_last_layer"),
+    "map of the wrong target": ("    if targets is None:\n        targets = outputs.argmax(1)", "    targets = outputs.argmax(1)", "at_the_last_layer"),
+    "targets swapped": ("scores[:, k].sum()", "scores[:, -1 - k].sum()", "k_targets_are_k_calls"),
+    "probability in place of the logit": ("scores = outputs if", "scores = outputs.softmax(1) if", "at_the_last_layer"),
+    "scaled twice": ("0.0, maps / maximum)", "0.0, maps / maximum / maximum)", "maps_are_bilinear"),
+    "small number in the divisor": ("0.0, maps / maximum)", "0.0, maps / (maximum + 1e-8))", "scale_of_the_logits"),
+    "no guard for an empty map": ("torch.where(maximum == 0, 0.0, maps / maximum)", "maps / maximum", "empty_map_is_zeros"),
+    "coarse enlargement": ('mode="bilinear", align_corners=False', 'mode="nearest"', "at_the_last_layer"),
+    "hook left behind": ("            handle.remove()", "            pass", "call_leaves_no_trace"),
+    "model left frozen": ("            parameter.requires_grad_(True)", "            pass", "call_leaves_no_trace"),
+    "model left in evaluation mode": ("            module.training = training", "            pass", "call_leaves_no_trace"),
+    "no copy behind the layer": ("return kept[layer].clone()", "return kept[layer]", "in_place_after_the_layer"),
+    "no copy of the images": ("images[batch].clone()", "images[batch]", "in_place_on_the_images"),
+}
+BUGS = {name: ("test_references.py", *bug) for name, bug in REFERENCES.items()}
+BUGS |= {name: ("test_gradcam.py", "gradcam.py", *bug) for name, bug in GRADCAM.items()}
+
+
+def plant(bug, folder):
+    "Break a copy of the library and run the test that must notice, in a process of its own."
+    tests, file, right, wrong, name = BUGS[bug]
+    shutil.copytree(ROOT / "cifar_cam_lib", folder / "cifar_cam_lib")
+    source = (folder / "cifar_cam_lib" / file).read_text()
+    assert source.count(right) == 1, "the text to break has changed"
+    (folder / "cifar_cam_lib" / file).write_text(source.replace(right, wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", f"--rootdir={ROOT}", "-k", name,
+               str(ROOT / "tests" / tests)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
+    environment |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}  # plugins only cost time here
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    "Starts all of them, two at a time: {bug: its result, to be waited for}."
+    with ThreadPoolExecutor(2) as pool:
+        yield {bug: pool.submit(plant, bug, tmp_path_factory.mktemp("bug")) for bug in BUGS}
+        pool.shutdown(cancel_futures=True)  # where only some were asked for
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_turns_a_test_red(bug, tmp_path):
-    file, right, wrong, name = BUGS[bug]
-    shutil.copytree(ROOT / "cifar_cam_lib", tmp_path / "cifar_cam_lib")
-    source = (tmp_path / "cifar_cam_lib" / file).read_text()
-    assert source.count(right) == 1, "the text to break has changed"
-    (tmp_path / "cifar_cam_lib" / file).write_text(source.replace(right, wrong))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", f"--rootdir={ROOT}", "-k", name,
-               str(ROOT / "tests" / "test_references.py")]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
-    result = subprocess.run(command, env=environment | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+def test_a_planted_bug_turns_a_test_red(bug, planted):
+    result = planted[bug].result()
     assert result.returncode == 1, f"the test did not notice:\n{result.stdout}{result.stderr}"
     assert "1 failed" in result.stdout and "ImportError" not in result.stdout

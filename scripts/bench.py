@@ -1,0 +1,204 @@
+"""Measures what the library costs beside others, on this machine, and writes it down.
+
+    .venv/bin/python scripts/bench.py gradcam --out results/bench/gradcam.json    about 17 minutes on two cores
+    .venv/bin/python scripts/bench.py gradcam --rounds 1 --width 16               a quick look
+
+Every case runs in a process of its own: a warm-up on two images, then the work (on 20 images five times, and the median
+counts). The rounds go through all cases in turn, so that a busy minute falls on all of them; the median over the rounds counts. Time is the CPU time of
+all threads together, so that waiting does not count; memory is how far the process's peak rises during the work.
+
+Part `gradcam`: maps of 4 layers with a ResNet-18 of random weights, in float32. The other libraries get all images at
+once, as their examples do; captum and grad-cam give one layer a call, so they are called four times. captum, torchcam
+and grad-cam are told the classes to explain, which spares captum a forward pass.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+SIZES = (20, 256)  # images
+CASES = {
+    "forward": "bare forward pass, no_grad, batches of 64",
+    "ours": "ours, 1 target",
+    "ours whole": "ours, 1 target, all images in one batch",
+    "ours two": "ours, 2 targets",
+    "torchcam": "torchcam, 1 target",
+    "torchcam two": "torchcam, 2 targets",
+    "captum": "captum, 1 target",
+    "grad-cam": "grad-cam, 1 target",
+}
+# case, what it is divided by, of time or memory, the limit, whether it is an upper one
+TARGETS = [
+    ("ours", "forward", "cpu_seconds", 2.3, "at most"), ("ours two", "ours", "cpu_seconds", 1.7, "at most"),
+    ("captum", "ours", "cpu_seconds", 2.5, "at least"), ("grad-cam", "ours", "cpu_seconds", 5, "at least"),
+    ("ours", "torchcam", "peak_extra_mb", 0.7, "at most"), ("ours whole", "torchcam", "peak_extra_mb", 0.7, "at most"),
+]
+
+
+def work(
+    case,  # a key of CASES
+    model,  # the network
+    images,  # float [N, 3, 32, 32]
+    targets,  # int64 [N, 2]; with one target the first column counts
+):
+    "Do the work of a case once."
+    import torch
+
+    first, names = targets[:, 0].tolist(), [getattr(model, layer) for layer in LAYERS]
+    if case == "forward":
+        with torch.no_grad():
+            return [model(batch) for batch in images.split(64)]
+    if case.startswith("ours"):
+        from cifar_cam_lib.gradcam import gradcam
+
+        return gradcam(model, images, targets if case == "ours two" else first, batch_size=len(images) if case == "ours whole" else 64)
+    if case.startswith("torchcam"):
+        from torchcam.methods import GradCAM
+
+        with GradCAM(model, list(LAYERS)) as cam:
+            scores, columns = model(images), targets.T.tolist() if case == "torchcam two" else [first]
+            return [cam(column, scores, retain_graph=column is not columns[-1]) for column in columns]
+    if case == "captum":
+        from captum.attr import LayerGradCam
+
+        return [LayerGradCam(model, layer).attribute(images, target=first, relu_attributions=True) for layer in names]
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    maps = []
+    for layer in names:
+        with GradCAM(model, [layer]) as cam:
+            maps.append(cam(images, [ClassifierOutputTarget(target) for target in first]))
+    return maps
+
+
+def measure(
+    case,  # a key of CASES
+    count,  # images
+    width,  # channels of the first stage
+):
+    "CPU seconds and MB of a case, in this process, which has done nothing else."
+    import torch
+
+    from cifar_cam_lib.model import resnet18
+
+    torch.manual_seed(0)
+    model, images = resnet18(10, width).eval(), torch.randn(count, 3, 32, 32)
+    targets = torch.randint(0, 10, (count, 2))
+    work(case, model, images[:2], targets[:2])
+    memory, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for _ in range(max(1, 100 // count)):
+        start = time.process_time()
+        work(case, model, images, targets)
+        seconds.append(time.process_time() - start)
+    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    return {"cpu_seconds": statistics.median(seconds), "peak_extra_mb": extra / 1024}
+
+
+def measure_apart(
+    case,  # a key of CASES
+    count,  # images
+    width,  # channels of the first stage
+):
+    "The same in a fresh process."
+    command = [sys.executable, __file__, "gradcam", "--case", case, "--images", str(count), "--width", str(width)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def medians(
+    measured,  # for each size and case, one measurement a round
+):
+    "The median of each number, by size and case."
+    return {size: {case: {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]} for case, rows in cases.items()}
+            for size, cases in measured.items()}
+
+
+def compare(
+    numbers,  # from `medians`
+):
+    "Each target with its ratio at each size, and whether it is met; memory counts for the larger size only."
+    rows = []
+    for case, reference, name, limit, side in TARGETS:
+        sizes = list(numbers)[-1:] if name == "peak_extra_mb" else numbers
+        ratios = {size: round(numbers[size][case][name] / numbers[size][reference][name], 2) for size in sizes}
+        met = all(ratio <= limit if side == "at most" else ratio >= limit for ratio in ratios.values())
+        rows.append({"ratio": f"{case} / {reference}", "of": name, "target": f"{side} {limit}", "measured": ratios, "met": met})
+    return rows
+
+
+def machine():
+    "What the numbers depend on, without names or paths."
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
+
+
+def gradcam_part(
+    rounds,  # how often every case is measured
+    width,  # channels of the first stage
+):
+    "Measure all cases, and return what goes into the file."
+    measured = {str(size): {case: [] for case in CASES} for size in SIZES}
+    for number in range(rounds):
+        for size, cases in measured.items():
+            for case, rows in cases.items():
+                rows.append(measure_apart(case, int(size), width))
+                print(f"round {number + 1} of {rounds}, {size} images, {case}: {rows[-1]['cpu_seconds']:.2f} s", flush=True)
+    numbers = medians(measured)
+    packages = ("torch", "captum", "torchcam", "grad-cam", "cifar_cam_lib")
+    return {"part": "gradcam", "command": shlex.join(["python", "scripts/bench.py", "gradcam", "--rounds", str(rounds), "--width", str(width)]),
+            "what": f"Grad-CAM maps of 4 layers, ResNet-18 of width {width}, float32, images of 32x32; medians of {rounds} rounds",
+            "machine": machine(), "versions": {package: importlib.metadata.version(package) for package in packages},
+            "cases": CASES, "numbers": numbers, "targets": compare(numbers)}
+
+
+def show(
+    record,  # from `gradcam_part`
+):
+    "Print the numbers and the targets as two tables."
+    for size, cases in record["numbers"].items():
+        forward = cases["forward"]["cpu_seconds"]
+        print(f"\n{size} images{'CPU seconds':>43}{'/ forward':>11}{'/ ours':>8}{'extra MB':>10}")
+        for case, row in cases.items():
+            seconds = row["cpu_seconds"]
+            print(f"  {CASES[case]:42}{seconds:>10.2f}{seconds / forward:>11.2f}{seconds / cases['ours']['cpu_seconds']:>8.2f}{row['peak_extra_mb']:>10.0f}")
+    print()
+    for row in record["targets"]:
+        measured = ", ".join(f"{ratio} ({size} images)" for size, ratio in row["measured"].items())
+        print(f"{'met   ' if row['met'] else 'MISSED'}  {row['ratio']} of {row['of']}: {row['target']}, measured {measured}")
+
+
+def main():
+    "Returns the exit status."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["gradcam"], help="what to measure")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every case is measured (3)")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage (64)")
+    parser.add_argument("--case", choices=list(CASES), help="measure only this case, in this process, and print it")
+    parser.add_argument("--images", type=int, default=SIZES[0], help="images, with --case")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(options.case, options.images, options.width)))
+        return 0
+    record = gradcam_part(options.rounds, options.width)
+    show(record)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
