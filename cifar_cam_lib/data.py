@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['draw_once', 'CIFAR10_MEAN', 'CIFAR10_STD', 'MEAN_COLOUR', 'default_root', 'check_cifar10', 'fetch_cifar10',
            'choose_source', 'LabelledImages', 'load_images', 'image_grid', 'channel_statistics', 'train_transform',
-           'normalise_steps', 'evaluation_transform', 'TransformedImages', 'EpochSampler', 'split_validation',
-           'make_loader', 'denormalise', 'show_augmented']
+           'normalise_steps', 'evaluation_transform', 'as_batch', 'TransformedImages', 'EpochSampler',
+           'split_validation', 'make_loader', 'denormalise', 'show_augmented']
 
 # %% ../nbs/01_data.ipynb #ea710088
 import functools
@@ -191,6 +191,14 @@ def normalise_steps() -> list:
 def evaluation_transform() -> A.Compose:
     """Normalise only: uint8 [32, 32, 3] to a float32 tensor [3, 32, 32]."""
     return A.Compose(normalise_steps())
+
+
+def as_batch(
+    images: np.ndarray,  # uint8 [N, 32, 32, 3], RGB
+) -> torch.Tensor:
+    """Images as a network wants them, without a loader: float32 [N, 3, 32, 32], normalised."""
+    transform = evaluation_transform()
+    return torch.stack([transform(image=image)["image"] for image in images])
 
 # %% ../nbs/01_data.ipynb #6b3550e3
 class TransformedImages(Dataset):

@@ -31,7 +31,7 @@ import tyro
 from PIL import Image, ImageOps
 from torch.utils.tensorboard import SummaryWriter
 
-from .data import (CLASS_NAMES, LabelledImages, TransformedImages, default_root, denormalise, fetch_cifar10, load_images,
+from .data import (CLASS_NAMES, LabelledImages, TransformedImages, as_batch, default_root, denormalise, fetch_cifar10, load_images,
                                 make_loader, show_augmented, split_validation, evaluation_transform, train_transform)
 from .evaluation import Mistake, confusion_matrix, find_mistakes, plot_confusion_matrix, show_mistakes
 from .gradcam import gradcam, show_gradcam
@@ -103,14 +103,14 @@ def check_config(
         raise ValueError(f"image-sizes are {config.image_sizes}, but each must be from 8 to 32")
     if config.cutout_size == 1:
         raise ValueError("cutout-size is 1, but must be 0, for none, or from 2 to 32")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: use auto or cpu")
 
 
 def choose_device(
     config: Config,  # the settings, checked
 ) -> torch.device:
-    """The CPU, or the GPU where there is one and the settings allow it."""
+    """The CPU, or the GPU where there is one and the settings allow it. Raises ValueError for a GPU that is not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here: use auto or cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 # %% ../nbs/06_main.ipynb #b0f2fb96
@@ -305,6 +305,7 @@ def run(
     Raises ValueError for a setting and OSError for data or folder, both before anything is written; RunStopped later.
     """
     check_config(config)
+    choose_device(config)  # a GPU that is not there is an error now, not later
     images = open_images(config)
     folder = resume or new_run_folder(config.out)
     try:
@@ -420,7 +421,7 @@ def explain(
         raise ValueError(f"out is {out}, but must end in .png, .jpg, .pdf or .svg and not be one of the pictures")
     model = load_model(run_folder / "model.safetensors") if run_folder else load_shipped_model("cifar10")
     images = np.stack([read_picture(path) for path in pictures])
-    batch = torch.stack([evaluation_transform()(image=image)["image"] for image in images])
+    batch = as_batch(images)
     probabilities = model(batch).detach().softmax(1)
     classes = [[int(row.argmax())] + ([CLASS_NAMES.index(target)] if target else []) for row in probabilities]
     names = [[f"{CLASS_NAMES[label]} {row[label]:.0%}" for label in labels] for labels, row in zip(classes, probabilities)]

@@ -20,13 +20,13 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of the library; this scri
 import torch
 from tqdm import tqdm
 
-from cifar_cam_lib.data import check_cifar10, default_root, load_images
+from cifar_cam_lib.data import as_batch, check_cifar10, default_root, load_images
 from cifar_cam_lib.drawn import draw_pairs, draw_pictures
 from cifar_cam_lib.gradcam import gradcam, gradcam_map, gradcam_plus_plus_map, hirescam_map
 from cifar_cam_lib.main import write_json
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.training import load_shipped_model
-from cifar_cam_lib.trust import (as_batch, baseline_maps, cascade, energy_inside, erase_curve, points_inside, prefers_asked,
+from cifar_cam_lib.trust import (baseline_maps, cascade, energy_inside, erase_curve, points_inside, prefers_asked,
                                  train_small)
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")

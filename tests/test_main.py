@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -183,6 +184,16 @@ def test_a_fault_gets_one_clear_line(words, code, message, places, tmp_path, mon
     errors = capsys.readouterr().err
     assert message in errors.splitlines()[-1] and errors.splitlines()[-1].startswith("cifar-cam: ") and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, small_run, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli(["train", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert "torch finds no GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    # A run from a machine with a GPU is evaluated here all the same.
+    folder = shutil.copytree(small_run.folder, tmp_path / "from a GPU")
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"device": "auto"', '"device": "cuda"'))
+    assert '"cuda"' in (folder / "config.json").read_text() and evaluate(folder).accuracy == small_run.test.accuracy
 
 
 @pytest.mark.parametrize("mode, size", [("L", (40, 40)), ("RGBA", (50, 30)), ("P", (33, 64)), ("RGB", (1, 1)), ("RGB", (6000, 4000)), ("I;16", (20, 20))])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from cifar_cam_lib.data import as_batch
 from cifar_cam_lib.drawn import clue_colour, draw_pair, draw_pairs, draw_picture, draw_pictures, random_stream
 from cifar_cam_lib.gradcam import gradcam
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.training import load_shipped_model
-from cifar_cam_lib.trust import (PARTS, as_batch, baseline_maps, cascade, energy_inside, erase_curve, points_inside, prefers_asked, randomise,
+from cifar_cam_lib.trust import (PARTS, baseline_maps, cascade, energy_inside, erase_curve, points_inside, prefers_asked, randomise,
                                  rank_correlation, ranks, train_small)
 
 ROOT = Path(__file__).resolve().parent.parent
