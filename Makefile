@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab export notebooks weights bench trust clean
+.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -47,6 +47,10 @@ test: setup ## run every notebook and every test
 lab: setup ## open JupyterLab on the chapters
 	@$(BIN)/jupyter lab --notebook-dir=nbs $(OPTIONS)
 
+docs: setup ## build the site from the notebooks, into _docs/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file scripts/mkdocs.yml
+	@echo "The site: _docs/index.html"
+
 export: setup ## write the library, README.md and the page on the levels from the notebooks, and tidy the notebooks
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
@@ -61,8 +65,12 @@ weights: setup ## train the two networks that ship with the library, on drawn pi
 	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
 	@$(BIN)/python scripts/ship_weights.py runs/ship-drawn runs/ship-cifar10
 
-bench: setup ## measure what Grad-CAM costs beside other libraries (17 minutes, on a quiet machine)
+bench: setup ## measure batches, training and Grad-CAM beside other libraries (half an hour, on a quiet machine)
+	@$(BIN)/python scripts/bench_training.py --out results/bench/training.json
 	@$(BIN)/python scripts/bench.py gradcam --out results/bench/gradcam.json
+
+ablation: setup ## measure what each part of the recipe is worth, for chapter 8 (25 minutes)
+	@$(BIN)/python scripts/ablation.py --out results/ablation.json
 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
 	@$(BIN)/python scripts/measure_trust.py --out results/trust.json

@@ -1,17 +1,19 @@
-"""Makes a finished run the one whose weights and numbers ship with the library.
+"""Makes finished runs the ones whose weights and numbers ship with the library.
 
     .venv/bin/python scripts/ship_weights.py RUN...
 
-For each run: its weights go to cifar_cam_lib/weights/ as float16, their sha256 into nbs/03_training.ipynb, and its
-record (settings, numbers, history, TensorBoard events) to results/, and, of a run on CIFAR-10, the figures of README.md
-to nbs/figures/. The float16 weights are evaluated once more on the
-test images, in float32, and the numbers stand in the record beside those of the run. Afterwards: `make export`.
+The record of a run (settings, numbers, history, TensorBoard events, model card) goes to results/SOURCE-widthN. Weights
+of width 16 go to cifar_cam_lib/weights/, and their sha256 into nbs/03_training.ipynb; larger ones stay with the record,
+as `cifar-cam evaluate` wants them. All weights are stored as float16, evaluated once more on the test images in float32
+on a CPU, and those numbers stand in the record beside those of the run. The figures of README.md come from the widest
+run on CIFAR-10 that is named. Afterwards: `make export`.
 """
 
 import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -37,19 +39,40 @@ def write_sha256(
     notebook.write_text(text, encoding="utf-8")
 
 
+def write_card(
+    record,  # folder under results/
+    shipped,  # what stands in its shipped.json
+):
+    "Describe the weights for people."
+    config, metrics = (json.loads((record / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    data = {"cifar10": "CIFAR-10 (Krizhevsky 2009)", "drawn": "pictures that the library draws; not CIFAR-10"}[metrics["data"]]
+    rows = {"network": f"ResNet-18 with layer norm, width {config['settings']['width']}, {metrics['parameters']:,} parameters",
+            "input": "RGB images of 32x32 pixels, normalised with the mean and deviation of CIFAR-10", "output": "ten logits",
+            "training data": data, "command": f"`{config['command']}`", "commit": shipped["commit"],
+            "epochs": f"{metrics['epochs']}, the last one counts", "training time": f"{metrics['seconds'] / 60:.0f} minutes, {config['threads']} threads, {config['device']}",
+            "test accuracy": f"**{shipped['test']['accuracy']:.2%}** of the test images, looked at once, {shipped['dtype']} on a CPU",
+            "file": f"{shipped['file']}, {shipped['bytes']:,} bytes", "sha256": f"`{shipped['sha256']}`", "license": "MIT"}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    (record / "MODEL_CARD.md").write_text(f"# {record.name}\n\n<!-- Written by scripts/ship_weights.py. -->\n\n| | |\n|---|---|\n{table}\n\n"
+                                          "For teaching: it knows ten classes and small pictures, and calls everything else one of the ten.\n")
+
+
 def ship(
     run,  # folder of a finished run
+    with_figures,  # README.md shows its figures
 ):
-    "Ship the weights of one run."
-    source = json.loads((run / "metrics.json").read_text())["data"]
-    weights, record = ROOT / "cifar_cam_lib" / "weights" / f"{source}.safetensors", ROOT / "results" / f"{source}-width16"
-    weights.parent.mkdir(exist_ok=True)
-    save_weights(load_model(run / "model.safetensors"), weights, torch.float16)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    write_sha256(source, digest)
+    "Ship the record and the weights of one run."
+    source, model = json.loads((run / "metrics.json").read_text())["data"], load_model(run / "model.safetensors")
+    width = model.stem[0].out_channels
+    record = ROOT / "results" / f"{source}-width{width}"
     shutil.rmtree(record, ignore_errors=True)
     shutil.copytree(run, record, ignore=shutil.ignore_patterns("model.safetensors", "figures", "evaluation.json"))
-    if source == "cifar10":
+    weights = ROOT / "cifar_cam_lib" / "weights" / f"{source}.safetensors" if width == 16 else record / "model.safetensors"
+    save_weights(model, weights, torch.float16)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if width == 16:
+        write_sha256(source, digest)
+    if with_figures:
         for name in README_FIGURES:
             shutil.copy(run / "figures" / f"{name}.png", ROOT / "nbs" / "figures")
         draw_network(resnet18()).savefig(ROOT / "nbs" / "figures" / "network.png", dpi=110)
@@ -57,13 +80,18 @@ def ship(
         shutil.copy(weights, Path(folder) / "model.safetensors")
         shutil.copy(run / "config.json", folder)
         test = evaluate(Path(folder))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     shipped = {"file": weights.name, "sha256": digest, "bytes": weights.stat().st_size, "dtype": "float16, evaluated in float32",
-               "test": {"accuracy": test.accuracy, "loss": test.loss}}
-    (record / "shipped.json").write_text(json.dumps(shipped, indent=2) + "\n")
+               "commit": commit, "test": {"accuracy": test.accuracy, "loss": test.loss}}
+    mistakes = json.dumps([mistake.index for mistake in test.mistakes])  # on one line
+    (record / "shipped.json").write_text(json.dumps(shipped, indent=2).removesuffix("\n}") + f',\n  "mistakes": {mistakes}\n}}\n')
+    write_card(record, shipped)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    for name in sys.argv[1:]:
-        ship(Path(name))
+    runs = [Path(name) for name in sys.argv[1:]]
+    counts = {run: metrics["parameters"] for run in runs if (metrics := json.loads((run / "metrics.json").read_text()))["data"] == "cifar10"}
+    for run in runs:
+        ship(run, with_figures=bool(counts) and run == max(counts, key=counts.get))

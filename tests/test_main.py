@@ -20,7 +20,7 @@ from cifar_cam_lib import main as module
 from cifar_cam_lib.data import CIFAR10
 from cifar_cam_lib.main import PRESETS, Config, RunStopped, cli, evaluate, run
 from cifar_cam_lib.model import resnet18
-from cifar_cam_lib.training import load_model, save_weights
+from cifar_cam_lib.training import SHIPPED_SHA256, load_model, save_weights
 
 FIGURES = {"augmented", "curves", "network", "confusion_matrix", "mistakes", "gradcam_1", "gradcam_2", "gradcam_3", "gradcam_4"}
 
@@ -54,6 +54,43 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(small_run, tm
     again = run(replace(SMALL, workers=2, out=tmp_path / "again"))
     other = run(replace(SMALL, seed=1, out=tmp_path / "other"))
     assert sha256(again.folder) == sha256(small_run.folder) != sha256(other.folder)
+
+
+def test_the_batched_pipeline_with_muon_repeats_and_is_evaluated_again(tmp_path):
+    config = replace(SMALL, pipeline="batched", alternate_flip=True, optimizer="muon", learning_rate=0.02, cutout_size=8, rotate_degrees=5)
+    one, two = run(replace(config, out=tmp_path / "one")), run(replace(config, out=tmp_path / "two"))
+    assert sha256(one.folder) == sha256(two.folder) and torch.equal(one.test.logits, two.test.logits)
+    assert torch.equal(evaluate(one.folder).logits, one.test.logits)
+    assert "--pipeline batched" in json.loads((one.folder / "config.json").read_text())["command"]
+
+
+def test_settings_that_do_not_go_together(capsys):
+    for words in (["--pipeline", "batched", "--workers", "2"], ["--alternate-flip"], ["--alternate-flip", "--no-flip", "--pipeline", "batched"]):
+        assert cli(["train", *words]) == 2 and ("workers" if "--workers" in words else "alternate-flip") in capsys.readouterr().err
+
+
+def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch):
+    monkeypatch.setitem(module.SHIPPED_PRESET, "drawn", "tiny")
+    monkeypatch.setitem(PRESETS, "tiny", SMALL)
+    config = replace(SMALL, start="shipped", width=32, epochs=1, learning_rate=1e-9, optimizer="sgd", out=tmp_path / "grown")
+    result = run(config)
+    assert result.model.stem[0].out_channels == 32 and result.test.accuracy > 0.9, "it knows what the small one knew"
+    assert json.loads((config.out / "config.json").read_text())["started_from"] == SHIPPED_SHA256["drawn"]
+    for change, words in ({"seed": 1}, "seen images of the validation split"), ({"width": 24}, "multiple of 16"):
+        with pytest.raises(ValueError, match=words):
+            run(replace(config, **change))
+
+
+def test_the_precision_follows_the_chip(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    auto = Config(precision="auto")
+    for abilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32), ({}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=abilities: found, raising=False)
+        assert module.choose_precision(auto, cpu) is expected
+    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert module.choose_precision(auto, cuda) is expected
+    assert module.choose_precision(Config(), cuda) is torch.float32 and module.choose_precision(Config(precision="bfloat16"), cpu) is torch.bfloat16
 
 
 def test_evaluate_repeats_the_numbers_from_the_weights(small_run, tmp_path, capsys):
@@ -119,7 +156,7 @@ FAULTS = [
     ("train --train-size 6000", 2, "there are only 5000 training images"),
     ("train --validation-size 5000", 2, "validation size is 5000"),
     ("train --image-sizes 4", 2, "image-sizes"),
-    ("train --preset fancy", 2, "unknown preset 'fancy': known are demo, laptop, original"),
+    ("train --preset fancy", 2, "unknown preset 'fancy': known are demo, laptop, grown, original, modern"),
     ("train --optimizer adam", 2, "sgd"),
     ("train --data imagenet", 2, "cifar10"),
     ("train --colour red", 2, "--colour"),

@@ -16,6 +16,12 @@ REFERENCES = {
     "shuffled test loader": ("data.py", "if shuffle else None", "if True else None", "test_loader_keeps_the_order"),
     "in-place denormalise": ("data.py", "images.detach().cpu() * std + mean", "images.detach().cpu().mul_(std).add_(mean)", "denormalise_undoes"),
     "L1 without its factor": ("training.py", "loss + l1_factor * l1_penalty", "loss + l1_penalty", "l1_and_its_factor"),
+    "shares that do not add up": ("model.py", "shares / shares.sum(0)", "shares / factor", "widened_network"),
+}
+PIPELINE = {
+    "one draw for the whole batch": ("self.draws(epoch)[indices]", "self.draws(epoch)[indices[:1]].expand(len(indices), -1)", "draw_of_its_own"),
+    "hidden pixels in black": ("masked_fill_(~shown, HIDDEN)", "masked_fill_(~shown, 0)", "hidden_colour"),
+    "the same flips in every epoch": ("[:, 2] + epoch / 2) % 1", "[:, 2]) % 1", "alternating_flips"),
 }
 GRADCAM = {
     "weights over the wrong axes": ("gradients.mean(dim=(2, 3), keepdim=True)", "gradients.mean(dim=(1, 2), keepdim=True)", "at_the_last_layer"),
@@ -35,6 +41,8 @@ GRADCAM = {
     "no copy of the images": ("images[batch].clone()", "images[batch]", "in_place_on_the_images"),
 }
 BUGS = {name: ("test_references.py", *bug) for name, bug in REFERENCES.items()}
+BUGS |= {name: ("test_data.py", "data.py", *bug) for name, bug in PIPELINE.items()}
+BUGS["Muon without Nesterov"] = ("test_training.py", "training.py", 'weight.grad.lerp(mean, group["momentum"]).flatten(1)', "mean.flatten(1)", "muon_is_that")
 BUGS |= {name: ("test_gradcam.py", "gradcam.py", *bug) for name, bug in GRADCAM.items()}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cifar_cam_lib.data import CIFAR10_MEAN, CIFAR10_STD, TransformedImages, denormalise, load_images, make_loader, evaluation_transform
 from cifar_cam_lib.evaluation import confusion_matrix, find_mistakes
-from cifar_cam_lib.model import channels_last, count_parameters, resnet18
+from cifar_cam_lib.model import channels_last, count_parameters, resnet18, widen
 from cifar_cam_lib.training import fit, l1_penalty, loss_and_accuracy, objective
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -86,3 +86,17 @@ def test_channels_last_takes_any_network():
     wide, narrow = (torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.ReLU()) for width in (8, 4))
     assert channels_last(wide)[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not channels_last(narrow)[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_widened_network_computes_the_same_and_can_learn_more(factor):
+    torch.manual_seed(0)
+    narrow, images = resnet18(width=4).double(), torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    for parameter in narrow.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)  # norms with scales and biases of their own
+    wide = widen(narrow.float(), factor).double()
+    assert torch.allclose(wide(images), narrow.double()(images), atol=1e-5) and count_parameters(wide) == count_parameters(resnet18(width=4 * factor))
+    wide(images)[:, 0].sum().backward()
+    for block in (wide.layer1[0], wide.layer4[1]):
+        copies = block.conv1.weight.grad.chunk(factor)
+        assert all(not torch.allclose(copies[0], copy, rtol=0.01) for copy in copies[1:]), "copies that stay copies teach nothing"

@@ -37,5 +37,5 @@ def test_command_and_requirements_are_in_the_wheel(wheel):
     assert "cifar-cam = cifar_cam_lib.main:cli" in wheel.read(f"{folder}/entry_points.txt").decode()
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert "Requires-Python: >=3.11" in metadata
-    assert "Requires-Dist: torch>=2.6\n" in metadata
+    assert "Requires-Dist: torch>=2.9\n" in metadata
     assert all("extra ==" in line for line in metadata.splitlines() if line.startswith("Requires-Dist: nbdev"))

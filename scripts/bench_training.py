@@ -1,0 +1,299 @@
+"""Measures how fast batches are made and a network is trained, beside loops and transforms that others use.
+
+    .venv/bin/python scripts/bench_training.py --out results/bench/training.json      about 10 minutes on two cores
+    .venv/bin/python scripts/bench_training.py --part loader --out FILE               measures one part of the file anew
+
+Every case runs in a process of its own, on random images. The rounds go through all cases in turn, so that a busy
+minute falls on all of them; the median over the rounds counts.
+
+`loader`: images a second of one core, by CPU time, 4,000 images in batches of 128; the network is not there. PyTorch and
+    OpenCV get one thread each: on images this small, OpenCV's second thread doubles the work and gains nothing.
+`step`: images a second of training a ResNet-18 of width 16 at 32 pixels, by wall time, all cores, batches of 64, loader
+    included where the case has one. The peers are written after the classifier tutorial of PyTorch and after
+    kuangliu/pytorch-cifar, with our network and torchvision's crop and flip in the main process.
+`scale`: seconds and peak memory of whole trainings of width 16 at 16 pixels, with more images, or with more epochs.
+`demo`: seconds of `cifar-cam train --preset demo`, from start to exit.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bench import machine
+
+CASES = {
+    "loader": {
+        "ours all": "batched: turn, crop, flip, cutout",
+        "albumentations all": "Albumentations, one by one: turn, crop, flip, cutout",
+        "torchvision all": "torchvision on PIL images, one by one: turn, crop, flip, erase",
+        "ours crop+flip": "batched: crop, flip",
+        "albumentations crop+flip": "Albumentations, one by one: crop, flip",
+        "torchvision crop+flip": "torchvision on PIL images, one by one: crop, flip",
+    },
+    "step": {
+        "bare": "forward and backward pass only, the same batch again and again, float32",
+        "ours": "our train_epoch, batched pipeline, float32",
+        "ours auto": "our train_epoch, batched pipeline, precision auto",
+        "ours per-image": "our train_epoch, Albumentations, float32",
+        "ours muon": "our train_epoch, batched pipeline, float32, Muon",
+        "tutorial": "a plain loop like PyTorch's tutorial",
+        "kuangliu": "a loop like kuangliu's, which counts as it goes",
+    },
+    "scale": {f"{images} images, {epochs} epochs": f"{images} images, {epochs} epochs"
+              for images, epochs in ((1000, 1), (2000, 1), (4000, 1), (1000, 2), (1000, 4))},
+    "demo": {"demo": "the whole demo"},
+}
+# part, case, what it is divided by, of which number, the limit, whether it is an upper one
+TARGETS = [
+    ("loader", "ours all", "albumentations all", "images_per_second", 8, "at least"),
+    ("loader", "ours crop+flip", "torchvision crop+flip", "images_per_second", 4, "at least"),
+    ("step", "ours", "bare", "images_per_second", 0.85, "at least"),
+    ("step", "ours", "tutorial", "images_per_second", 1, "at least"),
+    ("step", "ours", "kuangliu", "images_per_second", 1, "at least"),
+    ("scale", "4000 images, 1 epochs", "2000 images, 1 epochs", "seconds", 2.2, "at most"),
+    ("scale", "1000 images, 4 epochs", "1000 images, 2 epochs", "seconds", 2.2, "at most"),
+    ("scale", "1000 images, 4 epochs", "1000 images, 1 epochs", "peak_mb", 1.1, "at most"),
+]
+
+
+def our_loader(
+    count,  # images
+    batch_size,  # images in a batch
+    batched,  # the pipeline
+    everything,  # turn and cutout too
+):
+    "A training loader over random images."
+    import numpy as np
+
+    from cifar_cam_lib.data import BatchedImages, LabelledImages, TransformedImages, make_loader, source_pixels, train_transform
+
+    generator = np.random.default_rng(0)
+    labelled = LabelledImages(generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), generator.integers(0, 10, count))
+    changes = {"rotate_degrees": 5 * everything, "padding": 4, "flip": True, "cutout_size": 16 * everything}
+    dataset = (BatchedImages(labelled, functools.partial(source_pixels, **changes), 0) if batched
+               else TransformedImages(labelled, train_transform(**changes), 0))
+    return make_loader(dataset, batch_size, shuffle=True, workers=0)
+
+
+def torchvision_loader(
+    count,  # images
+    batch_size,  # images in a batch
+    everything,  # turn and erase too
+):
+    "What many CIFAR-10 repositories use, over random images."
+    import numpy as np
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    from cifar_cam_lib.data import CIFAR10_MEAN, CIFAR10_STD
+
+    steps = [transforms.RandomRotation(5)] if everything else []
+    steps += [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
+    steps += [transforms.RandomErasing(p=1, scale=(0.06, 0.25))] if everything else []
+    transform, generator = transforms.Compose(steps), np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), generator.integers(0, 10, count)
+
+    class Images:
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            return transform(Image.fromarray(images[index])), int(labels[index])
+
+    return DataLoader(Images(), batch_size, shuffle=True)
+
+
+def measure_loader(
+    case,  # a key of CASES["loader"]
+):
+    "Images a second of CPU time on one thread, after one pass to warm up."
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    who, what = case.split()
+    loader = torchvision_loader(4000, 128, what == "all") if who == "torchvision" else our_loader(4000, 128, who == "ours", what == "all")
+    for _ in range(2):
+        start = time.process_time()
+        count = sum(len(labels) for _, labels in loader)
+        seconds = time.process_time() - start
+    return {"images_per_second": count / seconds}
+
+
+def tutorial_epoch(model, loader, optimizer):
+    "The loop of a first tutorial: the loss is read at every step."
+    import torch.nn.functional as F
+
+    running_loss = 0.0
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+
+
+def counting_epoch(model, loader, optimizer):
+    "The loop of a training script: loss and accuracy are counted at every step."
+    import torch.nn.functional as F
+
+    model.train()
+    train_loss = correct = total = 0
+    for images, labels in loader:
+        optimizer.zero_grad()
+        outputs = model(images)
+        loss = F.cross_entropy(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        train_loss += loss.item()
+        total += labels.size(0)
+        correct += outputs.max(1)[1].eq(labels).sum().item()
+
+
+def measure_step(
+    case,  # a key of CASES["step"]
+):
+    "Images a second of wall time, after a few steps to warm up."
+    import torch
+    import torch.nn.functional as F
+
+    from cifar_cam_lib.main import Config, choose_precision
+    from cifar_cam_lib.model import channels_last, resnet18
+    from cifar_cam_lib.training import make_optimizer, train_epoch
+
+    def loader(count):
+        if case in ("tutorial", "kuangliu"):
+            return torchvision_loader(count, 64, False)
+        return our_loader(count, 64, case != "ours per-image", False)
+
+    model = resnet18(10, 16) if case in ("tutorial", "kuangliu") else channels_last(resnet18(10, 16))
+    optimizer = make_optimizer(model, "muon" if case == "ours muon" else "sgd", 0.01, 0.9, 0)
+    precision = choose_precision(Config(precision="auto" if case == "ours auto" else "float32"), torch.device("cpu"))
+    images, labels = next(iter(loader(64)))
+
+    def epoch(count):
+        if case == "bare":
+            for _ in range(count // 64):
+                model.zero_grad()
+                F.cross_entropy(model(images), labels).backward()
+        elif case.startswith("ours"):
+            train_epoch(model, loader(count), optimizer, None, 32, 0.0, 0.0, "sum", precision)
+        else:
+            (tutorial_epoch if case == "tutorial" else counting_epoch)(model, loader(count), optimizer)
+
+    epoch(192)
+    start = time.perf_counter()
+    epoch(2560)
+    return {"images_per_second": 2560 / (time.perf_counter() - start), "precision": str(precision).removeprefix("torch.")}
+
+
+def measure_scale(
+    case,  # a key of CASES["scale"]
+):
+    "Seconds of the epochs of a training, without set-up and evaluation, and the peak of its memory in MB."
+    from cifar_cam_lib.main import Config, run
+
+    images, epochs = (int(words.split()[0]) for words in case.split(", "))
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(train_size=images, validation_size=0, image_sizes=(16,), pipeline="batched", epochs=epochs)
+        rows = run(replace(config, out=Path(folder) / "run")).history.epochs
+    return {"seconds": sum(row["seconds"] for row in rows), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def measure_demo(
+    case,  # "demo"
+):
+    "Seconds from start to exit, with a new interpreter."
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cifar_cam_lib.main", "train", "--out", f"{folder}/run"], check=True, capture_output=True)
+        return {"seconds": time.perf_counter() - start}
+
+
+MEASURE = {"loader": measure_loader, "step": measure_step, "scale": measure_scale, "demo": measure_demo}
+
+
+def measure_apart(
+    part,  # a key of CASES
+    case,  # a key of CASES[part]
+):
+    "The numbers of a case, from a fresh process."
+    command = [sys.executable, __file__, "--part", part, "--case", case]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def median(
+    rows,  # the numbers of one case, one dictionary a round
+):
+    "The median of each number; words stay as they are."
+    return {name: value if isinstance(value, str) else round(statistics.median(row[name] for row in rows), 2) for name, value in rows[0].items()}
+
+
+def compare(
+    numbers,  # {part: {case: numbers}}
+):
+    "Each target of the measured parts with its ratio, and whether it is met."
+    rows = []
+    for part, case, reference, name, limit, side in TARGETS:
+        if part in numbers:
+            ratio = round(numbers[part][case][name] / numbers[part][reference][name], 2)
+            rows.append({"part": part, "ratio": f"{case} / {reference}", "of": name, "target": f"{side} {limit}", "measured": ratio,
+                         "met": ratio <= limit if side == "at most" else ratio >= limit})
+    return rows
+
+
+def record(
+    parts,  # keys of CASES
+    rounds,  # how often every case is measured
+):
+    "Measure, and return what goes into the file."
+    measured = {part: {case: [] for case in CASES[part]} for part in parts}
+    for number in range(rounds):
+        for part, cases in measured.items():
+            for case, rows in cases.items():
+                rows.append(measure_apart(part, case))
+                print(f"round {number + 1} of {rounds}, {part}, {case}: {rows[-1]}", flush=True)
+    numbers = {part: {case: median(rows) for case, rows in cases.items()} for part, cases in measured.items()}
+    packages = ("torch", "torchvision", "albumentations", "opencv-python", "pillow", "numpy", "cifar_cam_lib")
+    return {"command": "python scripts/bench_training.py", "machine": machine(),
+            "versions": {package: importlib.metadata.version(package) for package in packages},
+            "rounds": dict.fromkeys(parts, rounds), "cases": {part: CASES[part] for part in parts}, "numbers": numbers}
+
+
+def main():
+    "Returns the exit status."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(CASES), help="measure only this part")
+    parser.add_argument("--case", help="measure only this case of the part, in this process, and print it")
+    parser.add_argument("--rounds", type=int, default=3, help="how often every case is measured (3)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(MEASURE[options.part](options.case)))
+        return 0
+    result = record([options.part] if options.part else list(CASES), options.rounds)
+    if options.part and options.out and options.out.exists():
+        known = json.loads(options.out.read_text())
+        result |= {name: known[name] | result[name] for name in ("rounds", "cases", "numbers")}
+    result["targets"] = compare(result["numbers"])
+    for row in result["targets"]:
+        print(f"{'met   ' if row['met'] else 'MISSED'}  {row['part']}: {row['ratio']} of {row['of']}: {row['target']}, measured {row['measured']}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What MkDocs is told about this project: the home page is README.md, the reference is made from the library.
+
+MkDocs calls the functions named `on_...`; scripts/mkdocs.yml names this file.
+"""
+
+import importlib
+import inspect
+import posixpath
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from fastcore.docments import docments
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ("data", "model", "training", "evaluation", "gradcam", "main", "trust", "drawn")
+LINK = re.compile(r"""(\]\(|(?:src|href)=["'])(?![a-z]+:|[#/])([^)"'\s]+)""")
+
+
+def address():
+    "The public address of the repository."
+    settings = ConfigParser()
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    return settings["DEFAULT"]["git_url"], settings["DEFAULT"]["doc_host"] + settings["DEFAULT"]["doc_baseurl"] + "/"
+
+
+def on_config(config):
+    "Fill in the addresses."
+    repository, config.site_url = address()
+    config.repo_url, config.repo_name = repository, "GitHub"
+    config.site_description = "Train a ResNet-18 on CIFAR-10, and see with Grad-CAM which pixels led to its mistakes."
+    return config
+
+
+def outside(text, folder):
+    "Links that leave nbs/ go to the repository."
+    def replace(match):
+        target = posixpath.normpath(posixpath.join("nbs", folder, match[2]))
+        return match[1] + (match[2] if target.startswith("nbs/") else f"{address()[0]}/blob/main/{target}")
+
+    return LINK.sub(replace, text)
+
+
+def home():
+    "README.md, with its links as seen from nbs/."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return LINK.sub(lambda match: match[1] + posixpath.relpath(match[2], "nbs"), text)
+
+
+def on_files(files, config):
+    "Add the home page and the reference."
+    files.remove(files.get_file_from_path("index.ipynb"))
+    files.append(File.generated(config, "index.md", content=home()))
+    for module in MODULES:
+        files.append(File.generated(config, f"api/{module}.md", content=reference(module)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    "Pages in Markdown; those in notebooks come as HTML, below."
+    return outside(markdown, posixpath.dirname(page.file.src_uri)).replace("(index.ipynb)", "(index.md)")
+
+
+def on_page_content(html, page, config, files):
+    "nbdev's directives are for the export, not for readers."
+    if page.file.src_uri.endswith(".ipynb"):
+        html = re.sub(r'<span class="c1">#\|[^<]*</span>\n?', "", html)
+        html += "<style>.jp-CodeCell:has(pre > span:only-child:empty) {display: none}</style>"  # cells that held only directives
+        html = outside(html, posixpath.dirname(page.file.src_uri)).replace(".ipynb\"", ".html\"").replace(".ipynb#", ".html#")
+    return html
+
+
+def reference(module):
+    "The page of a module: each public name with its signature, its docstring, and a line for each parameter."
+    library = importlib.import_module(f"cifar_cam_lib.{module}")
+    parts = [f"# cifar_cam_lib.{module}", inspect.getdoc(library).splitlines()[0]]
+    for name in library.__all__:
+        thing = getattr(library, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            parts += entry(name, thing)
+    return "\n\n".join(parts) + "\n"
+
+
+def entry(name, thing):
+    "Markdown of one function, or of a class with its public methods."
+    yield f"## `{name}`"
+    yield inspect.getdoc(thing) or ""
+    yield parameters(thing)
+    if inspect.isclass(thing):
+        for method, function in vars(thing).items():
+            if inspect.isfunction(function) and not method.startswith("_") and inspect.getdoc(function):
+                yield f"### `{name}.{method}`"
+                yield inspect.getdoc(function)
+                yield parameters(function)
+
+
+def parameters(thing):
+    "The table of the parameters and of what is returned, from the comments of the signature."
+    rows = []
+    for name, about in docments(thing, full=True, returns=True).items():
+        if name in ("self", "args", "kwargs") or (name == "return" and about.anno is inspect.Parameter.empty):
+            continue
+        kind = "" if about.anno is inspect.Parameter.empty else f"`{inspect.formatannotation(about.anno)}`".replace("|", "\\|")
+        default = "" if about.get("default", inspect.Parameter.empty) is inspect.Parameter.empty else f"`{about.default!r}`".replace("|", "\\|")
+        rows.append(f"| {'*returns*' if name == 'return' else f'`{name}`'} | {kind} | {default} | {about.docment or ''} |")
+    return "\n".join(["| | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
