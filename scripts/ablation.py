@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import machine
 from torch.utils.tensorboard import SummaryWriter
 
-from cifar_cam_lib.main import PRESETS, check_config, command_line, make_loaders, open_images, train_model
+from cifar_cam_lib.main import PRESETS, check_config, command_line, make_loaders, open_images, train_model, write_json
 from cifar_cam_lib.model import count_parameters
 
 SHORT = {"train_size": 17_500, "validation_size": 5_000, "epochs": 6, "image_sizes": (16,)}
@@ -67,7 +67,7 @@ def main():
             continue
         record["runs"][name] = measure(config)
         print(f"{name}: {record['runs'][name]['validation_accuracy'][-1]:.2%}", flush=True)
-        out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(out, record)
 
 
 if __name__ == "__main__":

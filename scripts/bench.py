@@ -195,8 +195,10 @@ def main():
     record = gradcam_part(options.rounds, options.width)
     show(record)
     if options.out:
+        from cifar_cam_lib.main import write_json  # not above, for a case is measured in a process that holds nothing else
+
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(options.out, record)
     return 0
 
 

@@ -290,8 +290,10 @@ def main():
     for row in result["targets"]:
         print(f"{'met   ' if row['met'] else 'MISSED'}  {row['part']}: {row['ratio']} of {row['of']}: {row['target']}, measured {row['measured']}")
     if options.out:
+        from cifar_cam_lib.main import write_json  # not above, for every case loads only what it needs
+
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.out, result)
     return 0
 
 

@@ -10,12 +10,12 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+from build_readme import LINK
 from fastcore.docments import docments
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("data", "model", "training", "evaluation", "gradcam", "main", "trust", "drawn")
-LINK = re.compile(r"""(\]\(|(?:src|href)=["'])(?![a-z]+:|[#/])([^)"'\s]+)""")
 
 
 def address():
