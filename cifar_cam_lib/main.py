@@ -85,7 +85,7 @@ PRESETS = {
                      image_sizes=(16, 16, 24, 24, 32), batch_size=128, optimizer="muon", learning_rate=0.02, momentum=0.95, weight_decay=0.3,
                      label_smoothing=0.1, precision="auto"),
     "grown": Config(preset="grown", data="cifar10", validation_size=1000, alternate_flip=True, pipeline="batched", width=64, start="shipped",
-                    epochs=4, image_sizes=(24, 32), batch_size=128, optimizer="muon", learning_rate=0.01, momentum=0.95, weight_decay=0.3,
+                    epochs=3, image_sizes=(16, 24, 32), batch_size=128, optimizer="muon", learning_rate=0.01, momentum=0.95, weight_decay=0.3,
                     label_smoothing=0.1, precision="auto"),
     "original": Config(preset="original", data="cifar10", validation_size=0, watch_test=True, rotate_degrees=5, flip=False,
                        cutout_size=16, width=64, epochs=40, batch_size=128, optimizer="sgd", learning_rate=0.025, weight_decay=0,
