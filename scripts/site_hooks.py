@@ -11,10 +11,12 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from build_readme import LINK
+from bs4 import BeautifulSoup
 from fastcore.docments import docments
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
+FOR_TOOLS = re.compile(r"^(#\||# @title Solution)")  # lines of code cells that are not for readers
 MODULES = ("data", "model", "training", "evaluation", "gradcam", "main", "trust", "drawn")
 
 
@@ -58,17 +60,48 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    "Pages in Markdown; those in notebooks come as HTML, below."
+    "Pages in Markdown. Notebooks' sections are linked as GitHub and JupyterLab name them; here all are in small letters."
+    markdown = re.sub(r"\.ipynb#[\w-]+", lambda link: link[0].lower(), markdown)
     return outside(markdown, posixpath.dirname(page.file.src_uri)).replace("(index.ipynb)", "(index.md)")
 
 
 def on_page_content(html, page, config, files):
-    "nbdev's directives are for the export, not for readers."
+    "Pages in notebooks, which come as HTML."
     if page.file.src_uri.endswith(".ipynb"):
-        html = re.sub(r'<span class="c1">#\|[^<]*</span>\n?', "", html)
-        html += "<style>.jp-CodeCell:has(pre > span:only-child:empty) {display: none}</style>"  # cells that held only directives
-        html = outside(html, posixpath.dirname(page.file.src_uri)).replace(".ipynb\"", ".html\"").replace(".ipynb#", ".html#")
+        soup = BeautifulSoup(html, "html.parser")
+        for cell in soup.select("div.jp-CodeCell > div.jp-CodeCell"):
+            show_code(cell, soup)
+        for link in soup.find_all("a", href=True):
+            link["href"] = as_page(link["href"])
+        html = outside(str(soup), posixpath.dirname(page.file.src_uri))
     return html
+
+
+def show_code(cell, soup):
+    "Take away the lines that are for nbdev and Colab, and fold the code of a solution away."
+    code, copy = cell.find("pre"), cell.find(class_="clipboard-copy-txt")
+    solution = copy.get_text().find("# @title Solution") >= 0
+    for comment in code.find_all("span", class_="c1", string=FOR_TOOLS):
+        comment.replace_with("")
+    copy.string = re.sub(rf"{FOR_TOOLS.pattern}.*\n?", "", copy.get_text(), flags=re.MULTILINE)
+    for text in code.find_all(string=re.compile(r"^\n+")):
+        if not text.find_previous_sibling(lambda other: other.get_text()):
+            text.replace_with(text.lstrip("\n"))
+    if not copy.get_text().strip():
+        cell.parent.decompose()
+    elif solution:
+        summary = soup.new_tag("summary")
+        summary.string = "Solution, in code"
+        cell.parent.wrap(soup.new_tag("details", attrs={"class": "solution"})).insert(0, summary)
+
+
+def as_page(link):
+    "Where a link to a notebook or a page in Markdown leads on the site."
+    if ":" in link:
+        return link
+    name, hash_, anchor = link.partition("#")
+    name = re.sub(r"\.(ipynb|md)$", ".html", re.sub(r"README\.md$", "index.html", name))
+    return name + hash_ + (anchor.lower() if name else anchor)
 
 
 def reference(module):

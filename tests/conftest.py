@@ -1,6 +1,7 @@
-"""What the tests share: CIFAR-10 where it is present, and one small finished run."""
+"""What the tests share: CIFAR-10 where it is present, one small finished run, and a browser."""
 
 import os
+import shutil
 
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
@@ -29,3 +30,18 @@ def small_run(tmp_path_factory):
     from dataclasses import replace
 
     return run(replace(SMALL, out=tmp_path_factory.mktemp("runs") / "small"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Chromium without a window; tests that need it are skipped where it is absent."
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        programs = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")] + [playwright.chromium.executable_path]
+        program = next((program for program in programs if program and os.path.exists(program)), None)
+        if program is None:
+            pytest.skip("Chromium is not on this machine: apt install chromium, or playwright install chromium")
+        chromium = playwright.chromium.launch(executable_path=program)
+        yield chromium
+        chromium.close()

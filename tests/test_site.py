@@ -1,0 +1,149 @@
+"""The site that `make docs` builds: its links lead somewhere, its pictures have words, and a browser has nothing to complain about."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import threading
+from configparser import ConfigParser
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+class Page(HTMLParser):
+    "What a page links to, what it can be linked at, and its pictures."
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.links, self.anchors, self.pictures = path, [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors |= {attributes.get("id"), attributes.get("name")}
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.pictures.append(attributes)
+            self.links.append(attributes["src"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The folder of the built site."
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", ROOT / "scripts" / "mkdocs.yml", "--site-dir", folder]
+    built = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+
+
+def test_every_notebook_and_page_is_on_the_site(pages, site):
+    sources = [path.relative_to(ROOT / "nbs") for kind in ("*.ipynb", "*.md") for path in (ROOT / "nbs").rglob(kind)]
+    expected = {path.with_name(path.name.replace("README", "index")).with_suffix(".html") for path in sources if ".ipynb_checkpoints" not in path.parts}
+    modules = {Path("api", path.name).with_suffix(".html") for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py")}
+    assert expected | modules == {path.relative_to(site) for path in pages}
+
+
+def test_links_lead_to_pages_and_sections(pages):
+    settings = ConfigParser()
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    repository = settings["DEFAULT"]["git_url"]
+    dead = []
+    for path, page in pages.items():
+        for link in page.links:
+            name, _, anchor = unquote(link).partition("#")
+            if name.startswith(f"{repository}/blob/main/"):
+                found = (ROOT / name.removeprefix(f"{repository}/blob/main/")).exists()
+            elif re.match(r"[a-z]+:", name):
+                found = True  # other sites are not asked
+            else:
+                target = (path.parent / name).resolve() if name else path
+                target = target / "index.html" if target.is_dir() else target
+                found = target.exists() and (not anchor or target not in pages or anchor in pages[target].anchors)
+            if not found:
+                dead.append(f"{path.name}: {link}")
+    assert dead == [], "\n".join(dead)
+
+
+def test_every_picture_has_words(pages):
+    pictures = [(path.name, picture.get("alt")) for path, page in pages.items() for picture in page.pictures]
+    assert len(pictures) > 50 and [name for name, words in pictures if not words] == []
+
+
+def test_directives_are_not_shown_and_solutions_are_folded(pages):
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        assert "#| export" not in text and not re.search(r">#\|", text), path.name
+        assert text.count('<details class="solution">') == (3 if re.match(r"0|appendix", path.name) else 0), path.name
+
+
+def test_both_schemes_of_colour_and_the_search_are_there(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert 'data-md-color-scheme="slate"' in text and 'data-md-component="search"' in text
+    assert (site / "search" / "search_index.json").stat().st_size > 100_000
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    "The site, served to this machine."
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
+    handler.func.log_message = lambda *arguments: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def answer(route, address):
+    "This site is fetched; of others only the badge may be asked for, and nothing is sent."
+    if route.request.url.startswith((address, "data:")):
+        route.continue_()
+    elif route.request.url.endswith("/colab-badge.svg"):
+        route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>')
+    else:
+        route.abort()
+
+
+def test_no_page_complains_or_overflows_on_a_desktop_or_a_phone(pages, site, address, browser):
+    faults = []
+    tab = browser.new_page(viewport=DESKTOP)
+    tab.route("**/*", lambda route: answer(route, address))
+    tab.on("console", lambda message: faults.append(f"{tab.url}: {message.text}") if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: faults.append(f"{tab.url}: {error}"))
+    tab.on("requestfailed", lambda request: faults.append(f"{tab.url}: asks for {request.url}"))
+    for path in pages:
+        tab.goto(f"{address}/{path.relative_to(site).as_posix()}")
+        for size in (DESKTOP, PHONE):
+            tab.set_viewport_size(size)
+            wide = tab.evaluate("document.scrollingElement.scrollWidth - window.innerWidth")
+            if wide > 0:
+                faults.append(f"{path.name} is {wide} pixels too wide at {size['width']}")
+    tab.close()
+    assert faults == []
+
+
+def test_the_search_finds_a_term_and_the_colours_change(address, browser):
+    tab = browser.new_page(viewport=DESKTOP)
+    tab.route("**/*", lambda route: answer(route, address))
+    tab.goto(f"{address}/index.html")
+    tab.locator(".md-search__input").fill("Grad-CAM++")
+    tab.locator(".md-search-result__link").first.wait_for()
+    tab.keyboard.press("Escape")
+    before = tab.evaluate("document.body.dataset.mdColorScheme")
+    tab.locator("label[for^=__palette]:visible").click()
+    assert {before, tab.evaluate("document.body.dataset.mdColorScheme")} == {"default", "slate"}
+    tab.close()
