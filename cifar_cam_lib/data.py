@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_once', 'CIFAR10_MEAN', 'CIFAR10_STD', 'MEAN_COLOUR', 'DRAWS', 'HIDDEN', 'default_root', 'check_cifar10',
            'fetch_cifar10', 'choose_source', 'LabelledImages', 'load_images', 'image_grid', 'channel_statistics',
-           'train_transform', 'normalise_steps', 'evaluation_transform', 'TransformedImages', 'EpochSampler',
+           'normalise_steps', 'evaluation_transform', 'train_transform', 'TransformedImages', 'EpochSampler',
            'split_validation', 'make_loader', 'denormalise', 'show_augmented', 'pack_images', 'unpack_normalised',
            'as_batch', 'draw_epoch', 'pick', 'source_pixels', 'BatchedImages']
 
@@ -164,7 +164,17 @@ CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
 # %% ../nbs/01_data.ipynb #0fc57c9c
 MEAN_COLOUR = tuple(round(255 * value) for value in CIFAR10_MEAN)  # 0 after normalising, up to rounding
 
+# %% ../nbs/01_data.ipynb #448b1bd0
+def normalise_steps() -> list:
+    """The two steps that every transform ends with: normalise, and move the channels to the front of a tensor."""
+    return [A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()]
 
+# %% ../nbs/01_data.ipynb #45f080c8
+def evaluation_transform() -> A.Compose:
+    """Normalise only: uint8 [32, 32, 3] to a float32 tensor [3, 32, 32]."""
+    return A.Compose(normalise_steps())
+
+# %% ../nbs/01_data.ipynb #90bf44ea
 def train_transform(
     rotate_degrees: float,  # rotate within plus or minus this angle
     padding: int,  # pad each side by this many pixels, then crop 32x32 at a random place
@@ -184,16 +194,6 @@ def train_transform(
         extent = (cutout_size // 2, cutout_size)
         steps += [A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=extent, hole_width_range=extent, fill=MEAN_COLOUR, p=1)]
     return A.Compose([*steps, *normalise_steps()])
-
-
-def normalise_steps() -> list:
-    """The two steps that every transform ends with: normalise, and move the channels to the front of a tensor."""
-    return [A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()]
-
-
-def evaluation_transform() -> A.Compose:
-    """Normalise only: uint8 [32, 32, 3] to a float32 tensor [3, 32, 32]."""
-    return A.Compose(normalise_steps())
 
 # %% ../nbs/01_data.ipynb #6b3550e3
 class TransformedImages(Dataset):
@@ -305,7 +305,7 @@ def pack_images(
     padded[..., :3] = images
     return torch.from_numpy(padded).view(torch.int32).flatten(1)
 
-
+# %% ../nbs/01_data.ipynb #a94b4083
 def unpack_normalised(
     packed: torch.Tensor,  # int32 [N, 1024] from `pack_images`
 ) -> torch.Tensor:
@@ -314,7 +314,7 @@ def unpack_normalised(
     mean, std = (255 * packed.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (CIFAR10_MEAN, CIFAR10_STD))
     return channels.sub_(mean).div_(std)
 
-
+# %% ../nbs/01_data.ipynb #b00072e6
 def as_batch(
     images: np.ndarray,  # uint8 [N, 32, 32, 3], RGB
 ) -> torch.Tensor:
@@ -333,7 +333,7 @@ def draw_epoch(
     """Numbers in 0..1 that decide how each image is augmented, float32 [length, 8], columns as in `DRAWS`."""
     return torch.from_numpy(np.random.default_rng((seed, epoch, 6)).random((length, len(DRAWS)), dtype=np.float32))  # 6: a stream of its own
 
-
+# %% ../nbs/01_data.ipynb #db804040
 def pick(
     draw: torch.Tensor,  # float, numbers in 0..1, 1 left out
     low,  # smallest integer
@@ -373,7 +373,7 @@ def source_pixels(
 # %% ../nbs/01_data.ipynb #747e4202
 HIDDEN = sum(value << shift for value, shift in zip(MEAN_COLOUR, (0, 8, 16)))  # the mean colour as a packed pixel
 
-
+# %% ../nbs/01_data.ipynb #19401bcb
 class BatchedImages(Dataset):
     """Images normalised, and augmented where `sources` is given, a batch at a time on a device.
 

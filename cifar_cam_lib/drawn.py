@@ -66,6 +66,10 @@ SHAPES = {  # class -> shapes (role, numbers for `outline`) in painting order
         ("dark", [42,-56, 30,-80, 10,-88, 12,-95, 30,-90, 34,-100, 40,-100, 40,-82, 52,-58]),
         ("dark", [50,-56, 60,-80, 56,-100, 63,-100, 68,-86, 84,-95, 86,-88, 70,-76, 58,-56]), *HOOFED,
         ("light", [-30, 0, 6, 5]), ("light", [-10, -6, 6, 5]), ("light", [10, 2, 6, 5])],
+}
+
+# %% ../nbs/appendix_drawn.ipynb #91970b39
+SHAPES |= {
     "dog": [  # short tail, then the hanging ears, eyes, snout, nose
         ("body", [-56,20, -80,-12, -92,-16, -90,-2, -60,34]), *PET, ("shade", [7, -18, 13, 33, 8]),
         ("shade", [77, -18, 13, 33, -8]), *EYES, ("light", [44, -6, 20, 16]), ("dark", [44, -12, 10, 7])],
@@ -88,6 +92,8 @@ SHAPES = {  # class -> shapes (role, numbers for `outline`) in painting order
         ("dark", [-97,24, 35,24, 35,34, -97,34]), ("light", [46,-32, 64,-32, 80,-4, 46,-4]), *WHEELS,
         ("accent", [86,5, 97,5, 97,16, 86,16])],
 }
+
+# %% ../nbs/appendix_drawn.ipynb #673e5b1e
 SHAPES = {name: [(role, outline(numbers)) for role, numbers in parts] for name, parts in SHAPES.items()}
 
 # %% ../nbs/appendix_drawn.ipynb #77d30a86
@@ -237,7 +243,7 @@ def random_stream(
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     return np.random.default_rng((seed, SPLITS[split], index, *kind))
 
-
+# %% ../nbs/appendix_drawn.ipynb #c37f6dfc
 def finish(
     canvas: np.ndarray,  # uint8 [128, 128, 3], with everything painted
     rng: np.random.Generator,  # drawn from once
@@ -253,7 +259,7 @@ def clue_colour(
     "A colour for a class, ten around the colour circle: whole numbers [3], 0..255."
     return np.rint(128 + 76 * np.cos(2 * np.pi * (label / len(CLASS_NAMES) - np.arange(3) / 3))).astype(int)
 
-
+# %% ../nbs/appendix_drawn.ipynb #b5211c46
 def draw_picture(
     seed: int,  # 0 or more; fixes the picture together with split and index
     split: str,  # "train" or "test"
@@ -307,7 +313,7 @@ def draw_pair(
     covers[0][covers[1] > 0] = 0
     return finish(canvas, rng), labels, np.stack([shrink(covers[0]) >= 128, shrink(covers[1]) > 128])
 
-
+# %% ../nbs/appendix_drawn.ipynb #447e683c
 def draw_pairs(
     count: int,  # how many, 1 or more; a multiple of 90 is exactly balanced
     split: str,  # "train" or "test"

@@ -40,7 +40,7 @@ def plot_confusion_matrix(
     axis.set(xlabel="predicted class", ylabel="true class")
     return figure
 
-# %% ../nbs/04_evaluation.ipynb #c9b062aa
+# %% ../nbs/04_evaluation.ipynb #bb820a12
 class Mistake(NamedTuple):
     """One misclassified image."""
     index: int  # its place in the test set
@@ -49,7 +49,7 @@ class Mistake(NamedTuple):
     true_probability: float  # softmax of the true class, 0..1
     predicted_probability: float  # softmax of the predicted class, 0..1
 
-
+# %% ../nbs/04_evaluation.ipynb #d251e223
 def find_mistakes(
     logits: torch.Tensor,  # float [N, classes]
     labels: torch.Tensor,  # int64 [N]

@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
         return self.head(features.mean(dim=(2, 3)))
 
-
+# %% ../nbs/02_model.ipynb #a247d69f
 def resnet18(
     num_classes: int = 10,  # logits that come out
     width: int = 64,  # 64 is the published network; 16 trains on a laptop

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHIPPED_SHA256', 'l1_penalty', 'objective', 'orthogonalise', 'Muon', 'make_optimizer', 'make_schedule', 'progress',
-           'resize', 'train_epoch', 'epoch_means', 'predict', 'loss_and_accuracy', 'History', 'describe_epoch', 'fit',
-           'plot_history', 'log_epoch', 'save_weights', 'load_model', 'save_checkpoint', 'load_checkpoint',
-           'load_shipped_model']
+           'resize', 'train_step', 'train_epoch', 'epoch_means', 'predict', 'loss_and_accuracy', 'History',
+           'describe_epoch', 'fit', 'plot_history', 'log_epoch', 'save_weights', 'load_model', 'save_checkpoint',
+           'load_checkpoint', 'load_shipped_model']
 
 # %% ../nbs/03_training.ipynb #5448cd7b
 import csv
@@ -146,7 +146,7 @@ def progress(
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(iterable, description, leave=False) if live and not os.environ.get("TQDM_DISABLE") else iterable
 
-
+# %% ../nbs/03_training.ipynb #1f61fe71
 def resize(
     images: torch.Tensor,  # float [N, 3, H, H]
     image_size: int,  # wanted side in pixels
@@ -156,7 +156,30 @@ def resize(
         return images
     return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
 
-# %% ../nbs/03_training.ipynb #76e54147
+# %% ../nbs/03_training.ipynb #ac2b6eda
+def train_step(
+    model: nn.Module,  # the network, in training mode
+    images: torch.Tensor,  # float [N, 3, H, W], normalised
+    labels: torch.Tensor,  # int64 [N]
+    optimizer: torch.optim.Optimizer,  # from `make_optimizer`
+    scaler: torch.amp.GradScaler,  # scales the loss in float16; otherwise not enabled
+    label_smoothing: float,  # see `objective`
+    l1_factor: float,  # see `objective`
+    l1_reduction: str,  # see `objective`
+    precision: torch.dtype = torch.float32,  # of the forward pass
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change the weights by one step; returns the objective, a scalar, and the logits float32 [N, classes], without gradients."""
+    with torch.autocast(images.device.type, precision, enabled=precision is not torch.float32):
+        logits = model(images)
+    logits = logits.float()
+    loss = objective(model, logits, labels, label_smoothing, l1_factor, l1_reduction)
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), logits.detach()
+
+# %% ../nbs/03_training.ipynb #ff205684
 def train_epoch(
     model: nn.Module,  # the network; it is left in training mode
     loader: DataLoader,  # batches of normalised images and labels
@@ -178,24 +201,17 @@ def train_epoch(
     objectives, rates, losses, correct, count = [], [], [], [], 0
     for images, labels in progress(loader, "training"):
         images, labels = resize(images.to(device, non_blocking=True), image_size), labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            logits = model(images)
-        logits = logits.float()
-        loss = objective(model, logits, labels, label_smoothing, l1_factor, l1_reduction)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        objectives.append(loss.detach())
+        value, logits = train_step(model, images, labels, optimizer, scaler, label_smoothing, l1_factor, l1_reduction, precision)
+        objectives.append(value)
         rates.append(optimizer.param_groups[0]["lr"])
         if isinstance(schedule, OneCycleLR):
             schedule.step()
-        losses.append(F.cross_entropy(logits.detach(), labels, reduction="sum"))
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         correct.append((logits.argmax(1) == labels).sum())
         count += len(labels)
     return *epoch_means(objectives, losses, correct, count), list(zip(torch.stack(objectives).tolist(), rates))
 
-
+# %% ../nbs/03_training.ipynb #215e3550
 def epoch_means(
     objectives: list[torch.Tensor],  # of each step
     losses: list[torch.Tensor],  # cross-entropy of each step, summed over its images
@@ -221,7 +237,7 @@ def predict(
     batches = [(model(resize(images.to(device), image_size)), labels) for images, labels in progress(loader, "evaluating")]
     return torch.cat([logits for logits, _ in batches]).cpu(), torch.cat([labels for _, labels in batches]).cpu()
 
-
+# %% ../nbs/03_training.ipynb #5d3c19fb
 def loss_and_accuracy(
     logits: torch.Tensor,  # float [N, classes]
     labels: torch.Tensor,  # int64 [N]
@@ -248,7 +264,7 @@ class History:
             writer.writeheader()
             writer.writerows(self.epochs)
 
-
+# %% ../nbs/03_training.ipynb #45cde29d
 def describe_epoch(
     row: dict,  # a row of `History.epochs`
 ) -> str:
@@ -340,7 +356,7 @@ def save_weights(
     Path(f"{path}.part").write_bytes(save(tensors))
     os.replace(f"{path}.part", path)
 
-
+# %% ../nbs/03_training.ipynb #0b955fc0
 def load_model(
     path: str | Path,  # a file from `save_weights`
 ) -> ResNet:
@@ -376,7 +392,7 @@ def save_checkpoint(
     torch.save(state, f"{path}.part")
     os.replace(f"{path}.part", path)
 
-
+# %% ../nbs/03_training.ipynb #37b21c90
 def load_checkpoint(
     path: str | Path,  # a file from `save_checkpoint`
     model: nn.Module,  # of the same shape; receives the weights
