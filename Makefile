@@ -39,8 +39,8 @@ test: setup ## run every notebook and every test
 	@status=0; \
 	$(BIN)/coverage run scripts/test_notebooks.py || status=1; \
 	$(BIN)/coverage combine --quiet; \
-	NO_ALBUMENTATIONS_UPDATE=1 TQDM_DISABLE=1 MPLBACKEND=agg \
-		$(BIN)/python -m pytest tests -rs --cov --cov-append --cov-fail-under=95 || status=1; \
+	OMP_NUM_THREADS=1 NO_ALBUMENTATIONS_UPDATE=1 TQDM_DISABLE=1 MPLBACKEND=agg \
+		$(BIN)/python -m pytest tests -rs --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-append --cov-fail-under=95 || status=1; \
 	exit $$status
 
 # As the user root, in a container: make lab OPTIONS='--allow-root --no-browser'

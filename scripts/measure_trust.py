@@ -1,6 +1,7 @@
 """Measures what chapter 7 shows small: how far the maps of the shipped networks can be believed.
 
     .venv/bin/python scripts/measure_trust.py --out results/trust.json          about half an hour on two CPU cores
+    .venv/bin/python scripts/measure_trust.py --part erasing --out results/trust.json   one part of the file anew
     .venv/bin/python scripts/measure_trust.py --out /some/file.json --share 0.1  a tenth of the pictures, to try it
 
 Everything is drawn from fixed seeds. CIFAR-10 is looked for as the library does; where it is absent, its rows are missing
@@ -10,6 +11,7 @@ for networks trained here, over seeds.
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -199,26 +201,38 @@ def cifar10_is_here():
     return True
 
 
+# of the file: how it is measured, with how many pictures, in how many steps of progress
+PARTS = {"pairs": (measure_pairs, 900, 5), "single": (measure_single, 1000, 10), "cascade": (measure_cascade, 200, 15),
+         "erasing": (measure_erasing, 200, 30), "clever_hans": (measure_clever_hans, 3000, 6)}
+
+
 def main():
-    "Measure everything, and write the file."
+    "Measure everything, or one part, and write the file."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--share", type=float, default=1.0, help="share of the pictures, to try the script quickly")
+    parser.add_argument("--part", choices=PARTS, help="measure only this part anew, in a file that is there")
     options = parser.parse_args()
     if not 0.1 <= options.share <= 1:
         parser.error(f"--share is {options.share}, but must be from 0.1 to 1")
+    if options.part and not options.out.is_file():
+        parser.error(f"--part measures a part of a file anew, but {options.out} is not there")
     start, share = time.perf_counter(), options.share
-    steps = 5 + 10 + 5 + 10 + 10 + 15 * (1 + cifar10_is_here()) + 6
-    with tqdm(total=steps, desc="measuring", disable=None) as bar:
-        measured = {"pairs": measure_pairs(round(900 * share), bar), "single": measure_single(round(1000 * share), bar),
-                    "cascade": measure_cascade(round(200 * share), bar), "erasing": measure_erasing(round(200 * share), bar),
-                    "clever_hans": measure_clever_hans(round(3000 * share), bar)}
-    packages = ("cifar_cam_lib", "torch", "opencv-python", "numpy")
-    record = {"command": "python scripts/measure_trust.py --out results/trust.json" + (f" --share {share}" if share < 1 else ""),
-              "data": "drawn pictures" + (", CIFAR-10 test images" if cifar10_is_here() else "; CIFAR-10 was absent"),
-              "weights": "those that ship with the library", "seed": 0, "seconds": round(time.perf_counter() - start),
-              "python": platform.python_version(), "versions": {package: importlib.metadata.version(package) for package in packages},
-              "device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads()}
+    measured, parts = {}, {options.part: PARTS[options.part]} if options.part else PARTS
+    with tqdm(total=sum(steps for _, _, steps in parts.values()), desc="measuring", disable=None) as bar:
+        for part, (measure, count, _) in parts.items():
+            measured[part] = measure(round(count * share), bar)
+    command = f"python scripts/measure_trust.py --out results/trust.json{f' --share {share}' if share < 1 else ''}"
+    seconds = round(time.perf_counter() - start)
+    if options.part:
+        measured[options.part] |= {"command": f"{command} --part {options.part}", "seconds": seconds, "threads": torch.get_num_threads()}
+        record = json.loads(options.out.read_text(encoding="utf-8"))
+    else:
+        record = {"command": command,
+                  "data": "drawn pictures" + (", CIFAR-10 test images" if cifar10_is_here() else "; CIFAR-10 was absent"),
+                  "weights": "those that ship with the library", "seed": 0, "seconds": seconds, "python": platform.python_version(),
+                  "versions": {package: importlib.metadata.version(package) for package in ("cifar_cam_lib", "torch", "opencv-python", "numpy")},
+                  "device": f"cpu ({platform.machine()})", "threads": torch.get_num_threads()}
     write_json(options.out, record | measured)
 
 
