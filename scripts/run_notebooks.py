@@ -117,6 +117,7 @@ def main():
     options = parser.parse_args()
     everything = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     os.environ |= {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are saved, whatever the caller draws with
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "TQDM_DISABLE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

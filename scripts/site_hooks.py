@@ -77,9 +77,17 @@ def on_page_content(html, page, config, files):
     return html
 
 
+def on_post_page(output, page, config):
+    "No reader's browser asks GitHub how many stars there are."
+    return output.replace(' data-md-component="source"', "")
+
+
 def show_code(cell, soup):
-    "Take away the lines that are for nbdev and Colab, and fold the code of a solution away."
+    "Give the pictures their words, take away the lines that are for nbdev and Colab, and fold the code of a solution away."
     code, copy = cell.find("pre"), cell.find(class_="clipboard-copy-txt")
+    if words := re.search(r'^#\| fig-alt: "(.+)"$', copy.get_text(), flags=re.MULTILINE):
+        for picture in cell.parent.find_all("img"):
+            picture["alt"] = words[1]
     solution = copy.get_text().find("# @title Solution") >= 0
     for comment in code.find_all("span", class_="c1", string=FOR_TOOLS):
         comment.replace_with("")

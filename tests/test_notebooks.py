@@ -51,6 +51,7 @@ def test_saved_figures_are_small_and_have_words(path):
     assert path.stat().st_size < 1_000_000
     for directives, source, outputs in code_cells(path):
         pictures = [output for output in outputs if any(kind.startswith("image/") for kind in output.get("data", {}))]
+        assert pictures or not any(line.startswith("#| fig-alt: ") for line in directives), "a figure was not saved"
         if pictures:
             (words,) = [line for line in directives if line.startswith("#| fig-alt: ")] or [""]
             assert len(words) > 30, f"a figure has no alternative text: {source[:60]}"

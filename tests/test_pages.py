@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import posixpath
 import re
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_the_glossary_is_in_order_and_its_terms_are_in_the_notebooks_that_it_nam
         notebooks = re.findall(r"\]\(([\w/]+\.ipynb)\)", entry)
         words = " ".join(text_of(NBS / name) for name in notebooks).replace("_", " ")
         assert re.search(rf"(?<!\w){re.escape(term)}", " ".join(words.split()), re.IGNORECASE), f"{term} is not in {notebooks}"
+
+
+def test_the_terms_of_the_glossary_are_linked_from_the_notebooks_that_explain_them():
+    missing = []
+    for term, entry in entries("glossary.md").items():
+        name = re.findall(r"\]\(([\w/]+\.ipynb)\)", entry)[0]
+        anchor = re.sub(r"[^\w\- ]", "", term.lower()).replace(" ", "-")
+        if f"{posixpath.relpath('glossary.md', posixpath.dirname(name) or '.')}#{anchor})" not in text_of(NBS / name, ("markdown",)):
+            missing.append(f"{name}: {term}")
+    assert missing == []
 
 
 def test_error_texts_are_those_of_the_library():
