@@ -48,7 +48,7 @@ def lab(tmp_path):
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
     port, own = free_port(), tmp_path / "jupyter"
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(own), "JUPYTERLAB_SETTINGS_DIR": str(own), "JUPYTERLAB_WORKSPACES_DIR": str(own),
-                                "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+                                "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
                "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'nbs'}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with serving(command, f"http://127.0.0.1:{port}/api", tmp_path / "lab.log", env=environment, cwd=tmp_path):
