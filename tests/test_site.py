@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -57,6 +58,13 @@ def test_every_notebook_and_page_is_on_the_site(pages, site):
     expected = {path.with_name(path.name.replace("README", "index")).with_suffix(".html") for path in sources if ".ipynb_checkpoints" not in path.parts}
     modules = {Path("api", path.name).with_suffix(".html") for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py")}
     assert expected | modules == {path.relative_to(site) for path in pages}
+
+
+def test_quarto_is_told_of_the_same_pages_in_the_same_order():
+    material = yaml.safe_load((ROOT / "scripts" / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    quarto = yaml.safe_load((ROOT / "nbs" / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sections = {name: pages for part in material for name, pages in part.items() if name not in ("Home", "Library")}
+    assert quarto == ["index.ipynb", *({"section": name, "contents": pages} for name, pages in sections.items())]
 
 
 def test_links_lead_to_pages_and_sections(pages):
