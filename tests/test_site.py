@@ -64,7 +64,8 @@ def test_quarto_is_told_of_the_same_pages_in_the_same_order():
     material = yaml.safe_load((ROOT / "scripts" / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     quarto = yaml.safe_load((ROOT / "nbs" / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     sections = {name: pages for part in material for name, pages in part.items() if name not in ("Home", "Library")}
-    assert quarto == ["index.ipynb", *({"section": name, "contents": pages} for name, pages in sections.items())]
+    files = {name: [file for page in pages for file in page.values()] for name, pages in sections.items()}
+    assert quarto == ["index.ipynb", *({"section": name, "contents": names} for name, names in files.items())]
 
 
 def test_links_lead_to_pages_and_sections(pages):
