@@ -52,6 +52,8 @@ def write_card(
             "epochs": f"{metrics['epochs']}, the last one counts", "training time": f"{metrics['seconds'] / 60:.0f} minutes, {config['threads']} threads, {config['device']}",
             "test accuracy": f"**{shipped['test']['accuracy']:.2%}** of the test images, looked at once, {shipped['dtype']} on a CPU",
             "file": f"{shipped['file']}, {shipped['bytes']:,} bytes", "sha256": f"`{shipped['sha256']}`", "license": "MIT"}
+    if "started_from" in config:
+        rows["first weights"] = f"those of the network of width 16 that ships, widened (`cifar_cam_lib.model.widen`); sha256 `{config['started_from']}`"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     (record / "MODEL_CARD.md").write_text(f"# {record.name}\n\n<!-- Written by scripts/ship_weights.py. -->\n\n| | |\n|---|---|\n{table}\n\n"
                                           "For teaching: it knows ten classes and small pictures, and calls everything else one of the ten.\n")
