@@ -88,7 +88,7 @@ def show_code(cell, soup):
     if words := re.search(r'^#\| fig-alt: "(.+)"$', copy.get_text(), flags=re.MULTILINE):
         for picture in cell.parent.find_all("img"):
             picture["alt"] = words[1]
-    solution = copy.get_text().find("# @title Solution") >= 0
+    solution = "# @title Solution" in copy.get_text()
     for comment in code.find_all("span", class_="c1", string=FOR_TOOLS):
         comment.replace_with("")
     copy.string = re.sub(rf"{FOR_TOOLS.pattern}.*\n?", "", copy.get_text(), flags=re.MULTILINE)

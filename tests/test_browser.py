@@ -94,7 +94,7 @@ def test_a_chapter_runs_through_the_menu_of_jupyterlab_and_its_explorer_follows_
 
 def test_tensorboard_shows_the_curves_of_a_run(small_run, browser, tmp_path):
     port = free_port()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", small_run.folder / "tb", "--port", str(port), "--bind_all"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", small_run.folder / "tb", "--port", str(port)]
     with serving(command, f"http://127.0.0.1:{port}/data/runs", tmp_path / "tensorboard.log"):
         tab = browser.new_page(viewport=WINDOW)
         tab.goto(f"http://127.0.0.1:{port}/#timeseries")

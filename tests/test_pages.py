@@ -28,9 +28,14 @@ def headings(path):
     return re.findall(r"^#+ (.+?)\s*$", re.sub(r"```.*?```", "", text_of(path, ("markdown",)), flags=re.DOTALL), flags=re.MULTILINE)
 
 
+def anchor_of(heading):
+    "What stands behind the # of a link to a heading, as GitHub makes it."
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def anchors(path):
-    "What may stand behind the # of a link to a page, as GitHub makes it from the headings."
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(path)}
+    "What may stand behind the # of a link to a page."
+    return set(map(anchor_of, headings(path)))
 
 
 def entries(page):
@@ -76,8 +81,7 @@ def test_the_terms_of_the_glossary_are_linked_from_the_notebooks_that_explain_th
     missing = []
     for term, entry in entries("glossary.md").items():
         name = re.findall(r"\]\(([\w/]+\.ipynb)\)", entry)[0]
-        anchor = re.sub(r"[^\w\- ]", "", term.lower()).replace(" ", "-")
-        if f"{posixpath.relpath('glossary.md', posixpath.dirname(name) or '.')}#{anchor})" not in text_of(NBS / name, ("markdown",)):
+        if f"{posixpath.relpath('glossary.md', posixpath.dirname(name) or '.')}#{anchor_of(term)})" not in text_of(NBS / name, ("markdown",)):
             missing.append(f"{name}: {term}")
     assert missing == []
 
