@@ -40,7 +40,7 @@ test: setup ## run every notebook and every test
 	$(BIN)/coverage run scripts/test_notebooks.py || status=1; \
 	$(BIN)/coverage combine --quiet; \
 	OMP_NUM_THREADS=1 NO_ALBUMENTATIONS_UPDATE=1 TQDM_DISABLE=1 MPLBACKEND=agg \
-		$(BIN)/python -m pytest tests -rs --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-append --cov-fail-under=95 || status=1; \
+		$(BIN)/python -m pytest tests -rs --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-append --cov-fail-under=95 || status=1; \
 	exit $$status
 
 # As the user root, in a container: make lab OPTIONS='--allow-root --no-browser'
@@ -67,7 +67,7 @@ weights: setup ## train the two networks that ship with the library, on drawn pi
 
 bench: setup ## measure batches, training and Grad-CAM beside other libraries (half an hour, on a quiet machine)
 	@$(BIN)/python scripts/bench_training.py --out results/bench/training.json
-	@$(BIN)/python scripts/bench.py gradcam --out results/bench/gradcam.json
+	@$(BIN)/python scripts/bench_gradcam.py --out results/bench/gradcam.json
 
 ablation: setup ## measure what each part of the recipe is worth, for chapter 8 (25 minutes)
 	@$(BIN)/python scripts/ablation.py --out results/ablation.json

@@ -322,7 +322,7 @@ def as_batch(
     return unpack_normalised(pack_images(images))
 
 # %% ../nbs/01_data.ipynb #b17b60cb
-DRAWS = ("down", "right", "mirror", "turn", "hole height", "hole width", "hole top", "hole left")
+DRAWS = ("down", "right", "mirror", "rotation", "hole height", "hole width", "hole top", "hole left")
 
 
 def draw_epoch(
@@ -354,13 +354,13 @@ def source_pixels(
 
     The same distributions as `train_transform`, but a turned pixel takes the nearest colour and mixes none.
     """
-    down, right, mirror, turn, height, width, top, left = draws[:, :, None, None].unbind(1)
+    down, right, mirror, rotation, height, width, top, left = draws[:, :, None, None].unbind(1)
     place = torch.arange(32.0, device=draws.device) - 15.5  # centres of the pixels
     y = place[:, None] + pick(down, -padding, padding)
     x = place * (1 - 2 * (mirror < 0.5) if flip else 1) + pick(right, -padding, padding)
     shown = (y.abs() < 16) & (x.abs() < 16)
     if rotate_degrees:
-        angle = (2 * turn - 1) * math.radians(rotate_degrees)
+        angle = (2 * rotation - 1) * math.radians(rotate_degrees)
         y, x = angle.cos() * y - angle.sin() * x, angle.sin() * y + angle.cos() * x
         shown = shown & (y.abs() < 16) & (x.abs() < 16)
     if cutout_size:

@@ -28,13 +28,13 @@ def plot_confusion_matrix(
     matrix: torch.Tensor,  # int [classes, classes] from `confusion_matrix`
     names: tuple[str, ...] = CLASS_NAMES,  # one for each class
 ) -> plt.Figure:
-    """Draw the counts, true classes in rows; the shade is the share of the row."""
+    """Draw the counts, true classes in rows; the shade is the square root of the share of the row."""
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
-    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
         axis.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=7,
-                  color="white" if share[row, column] > 0.75 else "black")
+                  color="white" if share[row, column] > 0.4 else "black")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted class", ylabel="true class")

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench import machine
+from bench_gradcam import machine
 from torch.utils.tensorboard import SummaryWriter
 
 from cifar_cam_lib.main import PRESETS, check_config, command_line, make_loaders, open_images, train_model, write_json

@@ -28,13 +28,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench import machine
+from bench_gradcam import machine
 
 CASES = {
     "loader": {
-        "ours all": "batched: turn, crop, flip, cutout",
-        "albumentations all": "Albumentations, one by one: turn, crop, flip, cutout",
-        "torchvision all": "torchvision on PIL images, one by one: turn, crop, flip, erase",
+        "ours all": "batched: rotate, crop, flip, cutout",
+        "albumentations all": "Albumentations, one by one: rotate, crop, flip, cutout",
+        "torchvision all": "torchvision on PIL images, one by one: rotate, crop, flip, erase",
         "ours crop+flip": "batched: crop, flip",
         "albumentations crop+flip": "Albumentations, one by one: crop, flip",
         "torchvision crop+flip": "torchvision on PIL images, one by one: crop, flip",
@@ -69,7 +69,7 @@ def our_loader(
     count,  # images
     batch_size,  # images in a batch
     batched,  # the pipeline
-    everything,  # turn and cutout too
+    everything,  # rotation and cutout too
 ):
     "A training loader over random images."
     import numpy as np
@@ -87,7 +87,7 @@ def our_loader(
 def torchvision_loader(
     count,  # images
     batch_size,  # images in a batch
-    everything,  # turn and erase too
+    everything,  # rotation and erase too
 ):
     "What many CIFAR-10 repositories use, over random images."
     import numpy as np

@@ -35,7 +35,7 @@ too. All three compute on the CPU.)
 
 ## The same numbers
 
-What the last cell of each notebook printed, on {images}; a line of signs is the beginning of a sha256 sum:
+What the last cell of each notebook printed, on {images}; of the last four rows, the first sixteen hexadecimal digits of a sha256 sum:
 
 {numbers}
 

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 FOR_TOOLS = re.compile(r"^(#\||# @title Solution)")  # lines of code cells that are not for readers
-MODULES = ("data", "model", "training", "evaluation", "gradcam", "main", "trust", "drawn")
+MODULES = sorted(path.stem for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py"))
 
 
 def address():

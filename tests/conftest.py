@@ -1,7 +1,8 @@
-"""What the tests share: CIFAR-10 where it is present, one small finished run, and a browser."""
+"""What the tests share: CIFAR-10 where it is present, one small finished run, a copy for pip, and a browser."""
 
 import os
 import shutil
+from pathlib import Path
 
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
@@ -30,6 +31,16 @@ def small_run(tmp_path_factory):
     from dataclasses import replace
 
     return run(replace(SMALL, out=tmp_path_factory.mktemp("runs") / "small"))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    "A copy of what pip needs, for building leaves folders beside setup.py."
+    root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("checkout")
+    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(root / name, folder)
+    shutil.copytree(root / "cifar_cam_lib", folder / "cifar_cam_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 @pytest.fixture(scope="session")

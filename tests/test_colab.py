@@ -6,7 +6,6 @@ Nothing is fetched: the environment sees this one's packages, and pip installs f
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -48,16 +47,6 @@ def colab(tmp_path_factory):
     (own / "fastcore").mkdir()
     (own / "fastcore" / "__init__.py").write_text("raise ImportError('the library must not need fastcore')\n")
     return folder / "venv" / "bin" / "python"
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    "A copy of what pip needs, for building leaves folders beside setup.py."
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "cifar_cam_lib", folder / "cifar_cam_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
 
 
 def on_colab(python, *arguments, log):

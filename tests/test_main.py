@@ -25,6 +25,12 @@ from cifar_cam_lib.training import SHIPPED_SHA256, load_model, save_weights
 FIGURES = {"augmented", "curves", "network", "confusion_matrix", "mistakes", "gradcam_1", "gradcam_2", "gradcam_3", "gradcam_4"}
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    "Half of the time of a small run goes into its figures."
+    monkeypatch.setattr(module, "save_figure", lambda figure, *rest: module.plt.close(figure))
+
+
 def sha256(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
@@ -50,13 +56,13 @@ def test_tensorboard_holds_scalars_graph_and_figures(small_run):
     assert len(events.Scalars("step/objective")) == len(small_run.history.steps) == 24
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_the_workers(small_run, tmp_path):
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(small_run, tmp_path, no_figures):
     again = run(replace(SMALL, workers=2, out=tmp_path / "again"))
     other = run(replace(SMALL, seed=1, out=tmp_path / "other"))
     assert sha256(again.folder) == sha256(small_run.folder) != sha256(other.folder)
 
 
-def test_the_batched_pipeline_with_muon_repeats_and_is_evaluated_again(tmp_path):
+def test_the_batched_pipeline_with_muon_repeats_and_is_evaluated_again(tmp_path, no_figures):
     config = replace(SMALL, pipeline="batched", alternate_flip=True, optimizer="muon", learning_rate=0.02, cutout_size=8, rotate_degrees=5)
     one, two = run(replace(config, out=tmp_path / "one")), run(replace(config, out=tmp_path / "two"))
     assert sha256(one.folder) == sha256(two.folder) and torch.equal(one.test.logits, two.test.logits)
@@ -69,7 +75,7 @@ def test_settings_that_do_not_go_together(capsys):
         assert cli(["train", *words]) == 2 and ("workers" if "--workers" in words else "alternate-flip") in capsys.readouterr().err
 
 
-def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch):
+def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch, no_figures):
     monkeypatch.setitem(module.SHIPPED_PRESET, "drawn", "tiny")
     monkeypatch.setitem(PRESETS, "tiny", SMALL)
     config = replace(SMALL, start="shipped", width=32, epochs=1, learning_rate=1e-9, optimizer="sgd", out=tmp_path / "grown")
@@ -103,7 +109,7 @@ def test_evaluate_repeats_the_numbers_from_the_weights(small_run, tmp_path, caps
     assert torch.equal(evaluate(tmp_path).logits, small_run.test.logits)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(small_run, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(small_run, tmp_path, monkeypatch, no_figures):
     folder, epoch_line = tmp_path / "broken", module.describe_epoch
 
     def full_disk(row):
@@ -138,7 +144,7 @@ def test_original_preset_is_the_published_recipe():
     assert config.watch_test and config.validation_size == 0 and config.data == "cifar10"
 
 
-def test_watching_the_test_images_as_the_published_run_did(tmp_path):
+def test_watching_the_test_images_as_the_published_run_did(tmp_path, no_figures):
     result = run(replace(SMALL, watch_test=True, validation_size=0, schedule="plateau", optimizer="sgd", l1_factor=0.0005,
                          rotate_degrees=5, cutout_size=16, epochs=1, out=tmp_path / "run"))
     assert {"test_loss", "test_accuracy"} <= result.history.epochs[0].keys() and "validation_loss" not in result.history.epochs[0]
@@ -286,6 +292,6 @@ def test_numbered_folders(tmp_path, monkeypatch):
     assert module.new_run_folder(None) == Path("runs/008")
 
 
-def test_two_short_epochs_on_real_images(cifar10_root, tmp_path):
+def test_two_short_epochs_on_real_images(cifar10_root, tmp_path, no_figures):
     result = run(replace(SMALL, data="cifar10", data_root=cifar10_root, out=tmp_path / "run"))
     assert len(result.test.logits) == 10_000 and json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == "cifar10"

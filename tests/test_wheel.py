@@ -11,16 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    # A copy, for building leaves folders beside setup.py.
-    import shutil
-
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "cifar_cam_lib", source / "cifar_cam_lib")
+def wheel(tmp_path_factory, checkout):
+    target = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--use-pep517", "--quiet"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", target, source]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", target, checkout]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = target.glob("*.whl")
     return ZipFile(path)

@@ -1,15 +1,16 @@
-"""Measures what the library costs beside others, on this machine, and writes it down.
+"""Measures what Grad-CAM costs beside other libraries, on this machine, and writes it down.
 
-    .venv/bin/python scripts/bench.py gradcam --out results/bench/gradcam.json    about 17 minutes on two cores
-    .venv/bin/python scripts/bench.py gradcam --rounds 1 --width 16               a quick look
+    .venv/bin/python scripts/bench_gradcam.py --out results/bench/gradcam.json    about 17 minutes on two cores
+    .venv/bin/python scripts/bench_gradcam.py --rounds 1 --width 16               a quick look
+
+Maps of 4 layers with a ResNet-18 of random weights, in float32. The other libraries get all images at once, as their
+examples do; captum and grad-cam give one layer a call, so they are called four times. captum, torchcam and grad-cam are
+told the classes to explain, which spares captum a forward pass.
 
 Every case runs in a process of its own: a warm-up on two images, then the work (on 20 images five times, and the median
-counts). The rounds go through all cases in turn, so that a busy minute falls on all of them; the median over the rounds counts. Time is the CPU time of
-all threads together, so that waiting does not count; memory is how far the process's peak rises during the work.
-
-Part `gradcam`: maps of 4 layers with a ResNet-18 of random weights, in float32. The other libraries get all images at
-once, as their examples do; captum and grad-cam give one layer a call, so they are called four times. captum, torchcam
-and grad-cam are told the classes to explain, which spares captum a forward pass.
+counts). The rounds go through all cases in turn, so that a busy minute falls on all of them; the median over the rounds
+counts. Time is the CPU time of all threads together, so that waiting does not count; memory is how far the process's
+peak rises during the work.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def measure_apart(
     width,  # channels of the first stage
 ):
     "The same in a fresh process."
-    command = [sys.executable, __file__, "gradcam", "--case", case, "--images", str(count), "--width", str(width)]
+    command = [sys.executable, __file__, "--case", case, "--images", str(count), "--width", str(width)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -144,7 +145,7 @@ def machine():
     return {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
 
 
-def gradcam_part(
+def record(
     rounds,  # how often every case is measured
     width,  # channels of the first stage
 ):
@@ -157,24 +158,24 @@ def gradcam_part(
                 print(f"round {number + 1} of {rounds}, {size} images, {case}: {rows[-1]['cpu_seconds']:.2f} s", flush=True)
     numbers = medians(measured)
     packages = ("torch", "captum", "torchcam", "grad-cam", "cifar_cam_lib")
-    return {"part": "gradcam", "command": shlex.join(["python", "scripts/bench.py", "gradcam", "--rounds", str(rounds), "--width", str(width)]),
+    return {"command": shlex.join(["python", "scripts/bench_gradcam.py", "--rounds", str(rounds), "--width", str(width)]),
             "what": f"Grad-CAM maps of 4 layers, ResNet-18 of width {width}, float32, images of 32x32; medians of {rounds} rounds",
             "machine": machine(), "versions": {package: importlib.metadata.version(package) for package in packages},
             "cases": CASES, "numbers": numbers, "targets": compare(numbers)}
 
 
 def show(
-    record,  # from `gradcam_part`
+    result,  # from `record`
 ):
     "Print the numbers and the targets as two tables."
-    for size, cases in record["numbers"].items():
+    for size, cases in result["numbers"].items():
         forward = cases["forward"]["cpu_seconds"]
         print(f"\n{size} images{'CPU seconds':>43}{'/ forward':>11}{'/ ours':>8}{'extra MB':>10}")
         for case, row in cases.items():
             seconds = row["cpu_seconds"]
             print(f"  {CASES[case]:42}{seconds:>10.2f}{seconds / forward:>11.2f}{seconds / cases['ours']['cpu_seconds']:>8.2f}{row['peak_extra_mb']:>10.0f}")
     print()
-    for row in record["targets"]:
+    for row in result["targets"]:
         measured = ", ".join(f"{ratio} ({size} images)" for size, ratio in row["measured"].items())
         print(f"{'met   ' if row['met'] else 'MISSED'}  {row['ratio']} of {row['of']}: {row['target']}, measured {measured}")
 
@@ -182,7 +183,6 @@ def show(
 def main():
     "Returns the exit status."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["gradcam"], help="what to measure")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=3, help="how often every case is measured (3)")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage (64)")
@@ -192,13 +192,13 @@ def main():
     if options.case:
         print(json.dumps(measure(options.case, options.images, options.width)))
         return 0
-    record = gradcam_part(options.rounds, options.width)
-    show(record)
+    result = record(options.rounds, options.width)
+    show(result)
     if options.out:
         from cifar_cam_lib.main import write_json  # not above, for a case is measured in a process that holds nothing else
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.out, record)
+        write_json(options.out, result)
     return 0
 
 
