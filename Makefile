@@ -25,6 +25,8 @@ $(READY): settings.ini setup.py constraints.txt scripts/repair_torchvision.py
 	@test -e $(READY) || $(PYTHON) -m venv --clear .venv
 	@rm -f $(READY)
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check \
+		-c constraints.txt --force-reinstall --no-deps opencv-python-headless  # a machine without a screen's libraries
 	@$(BIN)/python scripts/repair_torchvision.py
 	@echo "$(CURDIR)" > $(READY)
 

@@ -54,7 +54,8 @@ def check_cifar10(
     meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
     for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"CIFAR-10 file {name} is missing from the data folder {root}")
+            advice = ": delete the folder cifar-10-batches-py and fetch it again" if folder.is_dir() else ""
+            raise FileNotFoundError(f"CIFAR-10 file {name} is missing from the data folder {root}{advice}")
         if not check_integrity(str(folder / name), md5):
             raise OSError(f"CIFAR-10 file {name} in the data folder {root} is truncated or altered (its md5 differs): "
                           "delete the folder cifar-10-batches-py and fetch it again")
@@ -134,7 +135,9 @@ def image_grid(
     titles: list[str],  # one for each image
     columns: int,  # images in a row
 ) -> plt.Figure:
-    """Draw images in rows, each under its title; the titles are the `texts` of the figure's one axis."""
+    """Draw images in rows, each under its title; the titles are the `texts` of the figure's one axis. Raises ValueError without an image."""
+    if not titles:
+        raise ValueError("there is no image to show")
     rows, title_height = -(-len(images) // columns), 0.17 * (1 + max(title.count("\n") for title in titles))
     figure = plt.figure(figsize=(1.2 * columns, 1.2 * rows * (1.05 + title_height)))
     axis = figure.add_axes((0, 0, 1, 1))  # one axis for all images: fifty axes take seconds to lay out

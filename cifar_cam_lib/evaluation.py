@@ -20,7 +20,13 @@ def confusion_matrix(
     predictions: torch.Tensor,  # int64 [N], predicted classes
     num_classes: int = 10,  # rows and columns
 ) -> torch.Tensor:
-    """int64 [classes, classes]: how many images of the row's true class were predicted as the column's class."""
+    """int64 [classes, classes]: how many images of the row's true class were predicted as the column's class.
+
+    Raises ValueError for a class that is not in 0..num_classes - 1.
+    """
+    both = torch.stack([labels, predictions])
+    if both.numel() and not 0 <= int(both.min()) <= int(both.max()) < num_classes:
+        raise ValueError(f"labels and predictions must be from 0 to {num_classes - 1}")
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 # %% ../nbs/04_evaluation.ipynb #9c982605

@@ -68,9 +68,11 @@ def keep_activations(
 
     Yields that dictionary, with None for a layer that was not called yet; a layer that is called twice is kept from its last
     call. Afterwards no hook is left, and modes and requires_grad are what they were, also after an error.
-    Raises ValueError for an unknown layer.
+    Raises ValueError for an unknown layer, and for a model that was made inside torch.inference_mode.
     """
     modules, kept, handles = find_layers(model, layers), dict.fromkeys(layers), []
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("the model was made inside torch.inference_mode, so it has no gradients: make or load it outside")
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -7,8 +7,8 @@ __all__ = ['PRESETS', 'LIMITS', 'SHIPPED_PRESET', 'Config', 'check_limits', 'che
            'choose_precision', 'new_run_folder', 'write_json', 'command_line', 'describe_run', 'open_images',
            'make_dataset', 'make_loaders', 'first_network', 'epochs_to_go', 'train_model', 'explain_mistakes',
            'save_figure', 'Evaluation', 'evaluate_model', 'Result', 'record_run', 'RunStopped', 'run', 'read_config',
-           'resume', 'evaluate', 'read_picture', 'show_explanations', 'explain', 'chosen_preset', 'first_message',
-           'parse', 'cli']
+           'load_run', 'resume', 'evaluate', 'read_picture', 'show_explanations', 'explain', 'chosen_preset',
+           'first_message', 'parse', 'cli']
 
 # %% ../nbs/06_main.ipynb #8b7a068b
 import argparse
@@ -21,7 +21,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_type_hints
 
@@ -41,7 +41,8 @@ from .evaluation import Mistake, confusion_matrix, find_mistakes, plot_confusion
 from .gradcam import gradcam, show_gradcam
 from .model import ResNet, channels_last, count_parameters, draw_network, resnet18, widen
 from .training import (SHIPPED_SHA256, History, describe_epoch, fit, load_checkpoint, load_model, load_shipped_model, log_epoch,
-                                    loss_and_accuracy, make_optimizer, make_schedule, plot_history, predict, save_checkpoint, save_weights)
+                                    loss_and_accuracy, make_optimizer, make_schedule, plot_history, predict, save_checkpoint, save_weights,
+                                    write_whole)
 
 # %% ../nbs/06_main.ipynb #12c98c83
 @dataclass(frozen=True)
@@ -107,14 +108,16 @@ def check_limits(
     config: Config,  # the settings
 ):
     """Raises ValueError where a setting, looked at by itself, is out of its limits."""
-    for name, (low, high) in LIMITS.items():
-        if not low <= getattr(config, name) <= high:  # also catches NaN
-            raise ValueError(f"{name.replace('_', '-')} is {getattr(config, name)}, but must be from {low} to {high}")
     for name, hint in get_type_hints(Config).items():
+        value, flag = getattr(config, name), name.replace("_", "-")
+        if hint in (bool, int, float) and type(value) not in (hint, int if hint is float else hint):
+            raise ValueError(f"{flag} is {value!r}, but must be of type {hint.__name__}")
+        if name in LIMITS and not LIMITS[name][0] <= value <= LIMITS[name][1]:  # also catches NaN
+            raise ValueError(f"{flag} is {value}, but must be from {LIMITS[name][0]} to {LIMITS[name][1]}")
         choices = get_args(hint)
-        if isinstance(choices[0] if choices else None, str) and getattr(config, name) not in choices:
-            raise ValueError(f"unknown {name.replace('_', '-')} {getattr(config, name)!r}: known are {', '.join(choices)}")
-    if not config.image_sizes or not all(8 <= size <= 32 for size in config.image_sizes):
+        if isinstance(choices[0] if choices else None, str) and value not in choices:
+            raise ValueError(f"unknown {flag} {value!r}: known are {', '.join(choices)}")
+    if not config.image_sizes or not all(type(size) is int and 8 <= size <= 32 for size in config.image_sizes):
         raise ValueError(f"image-sizes are {config.image_sizes}, but each must be from 8 to 32")
     if config.cutout_size == 1:
         raise ValueError("cutout-size is 1, but must be 0, for none, or from 2 to 32")
@@ -174,10 +177,13 @@ def new_run_folder(
     out: Path | None,  # wanted folder, new or empty; None for the next number under runs/
 ) -> Path:
     """Make the folder of a run. Raises OSError where it cannot be made or written, or is not empty."""
-    if out is None:
-        numbers = [int(folder.name) for folder in Path("runs").glob("[0-9]*") if folder.name.isdigit()]
-        out = Path("runs") / f"{max(numbers, default=0) + 1:03}"
     try:
+        while out is None:
+            numbers = [int(folder.name) for folder in Path("runs").glob("[0-9]*") if folder.name.isdecimal()]
+            numbered = Path("runs") / f"{max(numbers, default=0) + 1:03}"
+            with contextlib.suppress(FileExistsError):  # another run has just taken it: look again
+                numbered.mkdir(parents=True)
+                out = numbered
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise FileExistsError(f"the output folder {out} is not empty: choose another one")
@@ -193,8 +199,8 @@ def write_json(
     path: Path,  # where to
     content: dict,  # what json can hold
 ):
-    """Write readable JSON."""
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    """Write readable JSON, in one piece or not at all."""
+    write_whole(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 # %% ../nbs/06_main.ipynb #dcb7917e
 def command_line(
@@ -286,7 +292,8 @@ def epochs_to_go(
     done: int,  # epochs that the run has behind it
 ) -> Iterator[tuple[dict, list]]:
     """Train, and yield (row, steps), as `fit` does, after each epoch that is left."""
-    watched = {split: loaders[split] for split in ("validation", "test") if split in loaders and (split != "test" or config.watch_test)}
+    splits = ("test", "validation") if config.watch_test else ("validation",)  # a plateau schedule follows the last one
+    watched = {split: loaders[split] for split in splits if split in loaders}
     precision = choose_precision(config, choose_device(config))
     return fit(model, loaders["train"], watched, optimizer, schedule, config.epochs, config.image_sizes, config.label_smoothing,
                config.l1_factor, config.l1_reduction, precision, first_epoch=done + 1)
@@ -310,11 +317,11 @@ def train_model(
         writer.add_graph(model, torch.zeros(1, 3, 32, 32, device=device))
     for row, steps in epochs_to_go(config, model, loaders, optimizer, schedule, len(history.epochs)):
         print(describe_epoch(row), flush=True)
-        log_epoch(writer, row, steps, first_step=len(history.steps))
         history.add(row, steps)
-        save_weights(model, weights)
-        save_checkpoint(checkpoint, model, optimizer, schedule, history)
         history.write_csv(folder / "history.csv")
+        save_weights(model, weights)
+        save_checkpoint(checkpoint, model, optimizer, schedule, history)  # the epoch counts as done from here on
+        log_epoch(writer, row, steps, first_step=len(history.steps) - len(steps))
     return model, history
 
 # %% ../nbs/06_main.ipynb #0a92978f
@@ -431,7 +438,7 @@ def run(
     except (ArithmeticError, OSError, RuntimeError) as error:
         # The same settings would meet the same loss again, so then there is nothing to go on with.
         can_go_on = (folder / "checkpoint.pt").exists() and not isinstance(error, ArithmeticError)
-        hint = f"; go on with: cifar-cam resume --run {folder}" if can_go_on else ""
+        hint = f"; go on with: cifar-cam resume --run {shlex.quote(str(folder))}" if can_go_on else ""
         raise RunStopped(f"{error} (the folder {folder} is kept{hint})") from error
 
 # %% ../nbs/06_main.ipynb #8d80d581
@@ -450,6 +457,16 @@ def read_config(
     except OSError as error:
         raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
 
+# %% ../nbs/06_main.ipynb #08726ca9
+def load_run(
+    folder: Path,  # a run's folder
+) -> ResNet:
+    """The network of a run, on the CPU. Raises OSError where its weights are missing, damaged, or for another number of classes."""
+    model = load_model(folder / "model.safetensors")
+    if (classes := model.head.out_features) != len(CLASS_NAMES):
+        raise OSError(f"{folder / 'model.safetensors'} holds weights for {classes} classes, but must for {len(CLASS_NAMES)}")
+    return model
+
 # %% ../nbs/06_main.ipynb #5a40be93
 def resume(
     run_folder: Annotated[Path, tyro.conf.arg(name="run", help="folder of the interrupted run")],
@@ -467,10 +484,11 @@ def evaluate(
     data_root: Annotated[Path | None, tyro.conf.arg(help="folder that holds cifar-10-batches-py")] = None,
 ) -> Evaluation:
     """Repeat the test numbers and figures of a finished run from model.safetensors and config.json; numbers go to evaluation.json."""
-    config = read_config(run_folder, data_root)
-    model = channels_last(load_model(run_folder / "model.safetensors"))
-    width = model.stem[0].out_channels
-    if width != config.width:
+    config = replace(read_config(run_folder, data_root), device="cpu")  # wherever it was trained
+    if (run_folder / "checkpoint.pt").exists():
+        raise OSError(f"{run_folder} is not finished: go on with cifar-cam resume --run {shlex.quote(str(run_folder))}")
+    model = channels_last(load_run(run_folder))
+    if (width := model.stem[0].out_channels) != config.width:
         raise OSError(f"{run_folder / 'model.safetensors'} holds weights of width {width}, but config.json says {config.width}")
     loaders = make_loaders(config, open_images(config))
     (run_folder / "figures").mkdir(exist_ok=True)
@@ -486,9 +504,16 @@ def read_picture(
     """The picture as uint8 [32, 32, 3], cropped to its middle square. Raises OSError, naming the file, where it cannot be read."""
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture).convert("RGBA")
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I"):  # 16 bits: Pillow would cut off what is above 255
+                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+            if picture.mode == "F":
+                raise ValueError("its numbers may mean anything")
+            picture = picture.convert("RGBA")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path} is too large: {error}") from error
     except Exception as error:  # damaged files make PIL raise many kinds
         raise OSError(f"{path} is not a picture that can be read, or is truncated") from error
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture).convert("RGB")
@@ -503,11 +528,11 @@ def show_explanations(
 ) -> tuple[plt.Figure, torch.Tensor]:
     """A figure of the pictures with their maps, and the probabilities [N, classes]. Raises OSError for a file that is no picture."""
     images = np.stack([read_picture(path) for path in pictures])
-    batch = as_batch(images)
-    probabilities = model(batch).detach().softmax(1)
+    batch = as_batch(images).to(next(model.parameters()).device)
+    probabilities = model(batch).detach().softmax(1).cpu()
     classes = [[int(row.argmax())] + ([CLASS_NAMES.index(target)] if target else []) for row in probabilities]
     names = [[f"{CLASS_NAMES[label]} {row[label]:.0%}" for label in labels] for labels, row in zip(classes, probabilities)]
-    return show_gradcam(images, [path.name[:18] for path in pictures], names, gradcam(model, batch, classes, layers)), probabilities
+    return show_gradcam(images, [path.name[:18].replace("$", r"\$") for path in pictures], names, gradcam(model, batch, classes, layers)), probabilities
 
 # %% ../nbs/06_main.ipynb #d53906f7
 def explain(
@@ -522,9 +547,9 @@ def explain(
         raise ValueError("name at least one picture and one layer")
     if target is not None and target not in CLASS_NAMES:
         raise ValueError(f"unknown class {target!r}: known are {', '.join(CLASS_NAMES)}")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg") or out in pictures:
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg") or out.resolve() in [path.resolve() for path in pictures]:
         raise ValueError(f"out is {out}, but must end in .png, .jpg, .pdf or .svg and not be one of the pictures")
-    model = load_model(run_folder / "model.safetensors") if run_folder else load_shipped_model("cifar10")
+    model = load_run(run_folder) if run_folder else load_shipped_model("cifar10")
     figure, probabilities = show_explanations(model, pictures, layers, target)
     figure.savefig(out, dpi=150)
     plt.close(figure)
@@ -551,7 +576,9 @@ def first_message(
 ) -> str:
     """The fault from tyro's framed help, as one line."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    end = next((n for n, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
+    if lines and lines[0].startswith("---"):  # where frames cannot be printed, a line stands under the title
+        del lines[0]
+    end = next((n for n, line in enumerate(lines) if line.startswith(("─", "╰", "---"))), len(lines))
     return " ".join(lines[:end])
 
 # %% ../nbs/06_main.ipynb #cabb40a4

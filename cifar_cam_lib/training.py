@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SHIPPED_SHA256', 'l1_penalty', 'objective', 'orthogonalise', 'Muon', 'make_optimizer', 'make_schedule', 'progress',
            'resize', 'train_step', 'train_epoch', 'epoch_means', 'predict', 'loss_and_accuracy', 'History',
-           'describe_epoch', 'fit', 'plot_history', 'log_epoch', 'save_weights', 'load_model', 'save_checkpoint',
-           'load_checkpoint', 'load_shipped_model']
+           'describe_epoch', 'fit', 'plot_history', 'log_epoch', 'write_whole', 'save_weights', 'load_model',
+           'save_checkpoint', 'load_checkpoint', 'load_shipped_model']
 
 # %% ../nbs/03_training.ipynb #5448cd7b
 import csv
 import hashlib
+import io
 import math
 import os
 import sys
@@ -60,7 +61,10 @@ def orthogonalise(
     matrix: torch.Tensor,  # float [rows, columns]
     iterations: int = 5,  # more of them come no closer to 1: the polynomial is tuned for speed
 ) -> torch.Tensor:
-    """The matrix with all its singular values near 1, from 0.5 to 1.5 (Newton-Schulz iteration of Jordan and others 2024)."""
+    """The matrix with its singular values near 1, mostly from 0.5 to 1.5; those a thousand times weaker than the strongest stay smaller.
+
+    Newton-Schulz iteration of Jordan and others 2024.
+    """
     result = (matrix / matrix.norm().clamp(min=1e-7)).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     wide = result.T if len(matrix) > matrix.shape[1] else result  # the smaller product is the cheaper one
     for _ in range(iterations):
@@ -92,7 +96,7 @@ class Muon(torch.optim.AdamW):
     def step(self):
         """Change the weights by one step; the gradients of the convolutions are used up."""
         group = self.param_groups[0]
-        for weight in group["params"]:
+        for weight in (weight for weight in group["params"] if weight.grad is not None):  # frozen layers have none
             if weight not in self.state:
                 self.state[weight] = {"mean": torch.zeros_like(weight), "step": torch.tensor(0.0)}  # AdamW asks for a step when it is loaded
             mean = self.state[weight]["mean"].lerp_(weight.grad, 1 - group["momentum"])
@@ -346,15 +350,27 @@ def log_epoch(
     writer.flush()
 
 # %% ../nbs/03_training.ipynb #f104e704
+def write_whole(
+    path: str | Path,  # where to; an existing file is replaced as a whole
+    content: bytes,  # what to write
+):
+    """Write a file in one piece or not at all. Raises OSError where it cannot be written."""
+    part = Path(f"{path}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+# %% ../nbs/03_training.ipynb #950defb3
 def save_weights(
     model: nn.Module,  # the network
     path: str | Path,  # where to; an existing file is replaced as a whole
     dtype: torch.dtype = torch.float32,  # float16 halves the file
 ):
     """Write the parameters as safetensors, in one piece or not at all."""
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    Path(f"{path}.part").write_bytes(save(tensors))
-    os.replace(f"{path}.part", path)
+    write_whole(path, save({name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}))
 
 # %% ../nbs/03_training.ipynb #0b955fc0
 def load_model(
@@ -374,7 +390,7 @@ def load_model(
         num_classes, width = len(tensors["head.weight"]), len(tensors["stem.0.weight"])
         model = resnet18(num_classes, width)
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise OSError(f"{path} holds the weights of another network than this ResNet-18") from error
     return model.eval()
 
@@ -389,8 +405,9 @@ def save_checkpoint(
     """Write everything that going on needs, in one piece or not at all."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule and schedule.state_dict(),
              "epochs": history.epochs, "steps": history.steps}
-    torch.save(state, f"{path}.part")
-    os.replace(f"{path}.part", path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, content.getbuffer())
 
 # %% ../nbs/03_training.ipynb #37b21c90
 def load_checkpoint(
@@ -401,7 +418,7 @@ def load_checkpoint(
 ) -> History:
     """Restore a training after its last whole epoch. Raises OSError where the file is missing or does not fit."""
     try:
-        state = torch.load(path, weights_only=True)  # never runs code from the file
+        state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if schedule:

@@ -26,9 +26,9 @@ def prefers_asked(
     masks_asked: torch.Tensor,  # bool [..., H, W], pixels of the object that was asked for
     masks_other: torch.Tensor,  # bool [..., H, W], pixels of the other object
 ) -> torch.Tensor:
-    """1 where more of the map's sum lies on the object asked for, 0 where less, 0.5 where as much, as in an empty map; [...]."""
+    """1 where more of the map's sum lies on the object asked for, 0 where less, 0.5 where as much, as in an empty map; NaN for a map with NaN; [...]."""
     difference = (maps * (masks_asked.double() - masks_other.double())).sum(dim=(-2, -1))
-    return (difference.sign() + 1) / 2
+    return torch.where(difference.isnan(), difference, (difference.sign() + 1) / 2)
 
 # %% ../nbs/07_trust.ipynb #97e402a5
 def baseline_maps(
@@ -49,7 +49,7 @@ def energy_inside(
 ) -> torch.Tensor:
     """Share of the map's sum that lies inside the mask, [...] in 0..1; an empty map gets what a uniform one gets, the mask's share of the area."""
     inside, total = (maps.double() * masks).sum(dim=(-2, -1)), maps.double().sum(dim=(-2, -1))
-    return torch.where(total > 0, inside / total, masks.double().mean(dim=(-2, -1)))
+    return torch.where(total == 0, masks.double().mean(dim=(-2, -1)), inside / total)
 
 # %% ../nbs/07_trust.ipynb #d9b902ef
 def points_inside(
@@ -95,9 +95,10 @@ def rank_correlation(
     first: torch.Tensor,  # float [N, H, W]
     second: torch.Tensor,  # float [N, H, W]
 ) -> torch.Tensor:
-    """Spearman's rank correlation of each pair of maps, float64 [N] in -1..1; NaN where a map has one value only, as an empty one has."""
+    """Spearman's rank correlation of each pair of maps, float64 [N] in -1..1; NaN where a map has one value only, as an empty one has, or NaN in it."""
+    unknown = (first + second).flatten(1).isnan().any(dim=1)
     first, second = (ranks(maps.flatten(1)) - (maps[0].numel() + 1) / 2 for maps in (first, second))
-    return (first * second).sum(dim=1) / (first.norm(dim=1) * second.norm(dim=1))
+    return ((first * second).sum(dim=1) / (first.norm(dim=1) * second.norm(dim=1))).masked_fill(unknown, torch.nan)
 
 # %% ../nbs/07_trust.ipynb #9e5806c2
 def cascade(
@@ -123,7 +124,10 @@ def erase_curve(
     mode: str,  # "deletion" of the highest pixels, or "insertion" of them into a grey image
     steps: int = 16,  # each changes 1/steps of the pixels
 ) -> torch.Tensor:
-    """Probability of the target after 0, 1, ... steps, [N, steps + 1] (Petsiuk et al. 2018). Raises ValueError for an unknown mode."""
+    """Probability of the target after 0, 1, ... steps, [N, steps + 1]. Raises ValueError for an unknown mode.
+
+    After Petsiuk et al. 2018, whose insertion begins with a blurred image, ours with a grey one.
+    """
     if mode not in ("deletion", "insertion"):
         raise ValueError(f"unknown mode {mode!r}: known are 'deletion' and 'insertion'")
     pixels = maps[0].numel()

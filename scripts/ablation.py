@@ -10,6 +10,7 @@ number. The test images are not looked at. Runs that are already in the file are
 import argparse
 import importlib.metadata
 import json
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -60,7 +61,10 @@ def main():
     record = {"what": "width 16, 12,500 training and 5,000 validation images of CIFAR-10, six epochs at 16 pixels; validation accuracy by epoch",
               "machine": machine(), "versions": {name: importlib.metadata.version(name) for name in ("torch", "cifar_cam_lib")}, "runs": {}}
     if out.exists():
-        record["runs"] = json.loads(out.read_text())["runs"]
+        known = json.loads(out.read_text())
+        if any(known[name] != record[name] for name in ("machine", "versions")):
+            sys.exit(f"{out} is of another machine or of other versions: name a new file, and measure all runs")
+        record["runs"] = known["runs"]
     for name, change in CHANGES.items():
         config = replace(PRESETS["laptop"], **SHORT | change)
         if record["runs"].get(name, {}).get("command") == command_line(config):

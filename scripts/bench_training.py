@@ -19,7 +19,6 @@ import argparse
 import functools
 import importlib.metadata
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench_gradcam import machine
+from bench_gradcam import machine, peak_mb
 
 CASES = {
     "loader": {
@@ -208,7 +207,7 @@ def measure_scale(
     with tempfile.TemporaryDirectory() as folder:
         config = Config(train_size=images, validation_size=0, image_sizes=(16,), pipeline="batched", epochs=epochs)
         rows = run(replace(config, out=Path(folder) / "run")).history.epochs
-    return {"seconds": sum(row["seconds"] for row in rows), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": sum(row["seconds"] for row in rows), "peak_mb": peak_mb()}
 
 
 def measure_demo(
@@ -285,6 +284,8 @@ def main():
     result = record([options.part] if options.part else list(CASES), options.rounds)
     if options.part and options.out and options.out.exists():
         known = json.loads(options.out.read_text())
+        if any(known[name] != result[name] for name in ("machine", "versions")):
+            sys.exit(f"{options.out} is of another machine or of other versions: measure all parts, without --part")
         result |= {name: known[name] | result[name] for name in ("rounds", "cases", "numbers")}
     result["targets"] = compare(result["numbers"])
     for row in result["targets"]:

@@ -50,7 +50,7 @@ def write_card(
             "input": "RGB images of 32x32 pixels, normalised with the mean and deviation of CIFAR-10", "output": "ten logits",
             "training data": data, "command": f"`{config['command']}`", "commit": shipped["commit"],
             "epochs": f"{metrics['epochs']}, the last one counts", "training time": f"{metrics['seconds'] / 60:.0f} minutes, {config['threads']} threads, {config['device']}",
-            "test accuracy": f"**{shipped['test']['accuracy']:.2%}** of the test images, looked at once, {shipped['dtype']} on a CPU",
+            "test accuracy": f"**{shipped['test']['accuracy']:.2%}** of the test images, a second look after rounding, {shipped['dtype']} on a CPU",
             "file": f"{shipped['file']}, {shipped['bytes']:,} bytes", "sha256": f"`{shipped['sha256']}`", "license": "MIT"}
     if "started_from" in config:
         rows["first weights"] = f"those of the network of width 16 that ships, widened (`cifar_cam_lib.model.widen`); sha256 `{config['started_from']}`"
@@ -67,6 +67,12 @@ def ship(
     source, model = json.loads((run / "metrics.json").read_text())["data"], load_model(run / "model.safetensors")
     width = model.stem[0].out_channels
     record = ROOT / "results" / f"{source}-width{width}"
+    if run.resolve() == record.resolve():
+        sys.exit(f"{run} is the record itself: name the folder of the run")
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(model, Path(folder) / "model.safetensors", torch.float16)
+        shutil.copy(run / "config.json", folder)
+        test = evaluate(Path(folder))  # before anything is replaced
     shutil.rmtree(record, ignore_errors=True)
     shutil.copytree(run, record, ignore=shutil.ignore_patterns("model.safetensors", "figures", "evaluation.json"))
     weights = ROOT / "cifar_cam_lib" / "weights" / f"{source}.safetensors" if width == 16 else record / "model.safetensors"
@@ -78,10 +84,6 @@ def ship(
         for name in README_FIGURES:
             shutil.copy(run / "figures" / f"{name}.png", ROOT / "nbs" / "figures")
         draw_network(resnet18()).savefig(ROOT / "nbs" / "figures" / "network.png", dpi=110)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(weights, Path(folder) / "model.safetensors")
-        shutil.copy(run / "config.json", folder)
-        test = evaluate(Path(folder))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     shipped = {"file": weights.name, "sha256": digest, "bytes": weights.stat().st_size, "dtype": "float16, evaluated in float32",
                "commit": commit, "test": {"accuracy": test.accuracy, "loss": test.loss}}

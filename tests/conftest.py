@@ -12,7 +12,7 @@ import pytest
 from cifar_cam_lib.data import check_cifar10, default_root
 from cifar_cam_lib.main import Config, run
 
-SMALL = Config(train_size=300, validation_size=60, width=4, epochs=2, image_sizes=(16,), batch_size=20)
+SMALL = Config(device="cpu", train_size=300, validation_size=60, width=4, epochs=2, image_sizes=(16,), batch_size=20)
 
 
 @pytest.fixture(scope="session")

@@ -562,3 +562,11 @@ def test_the_saved_benchmark_tells_all_it_should():
             assert ratio == pytest.approx(numbers[case][row["of"]] / numbers[reference][row["of"]], abs=0.006)
         limit = float(row["target"].split()[-1])
         assert row["met"] == all(ratio <= limit if row["target"].startswith("at most") else ratio >= limit for ratio in row["measured"].values())
+
+
+def test_a_model_of_inference_mode_is_refused_and_left_as_it_was():
+    with torch.inference_mode():
+        model = resnet18(width=2)
+    with pytest.raises(ValueError, match="inference_mode"):
+        gradcam(model, torch.zeros(1, 3, 32, 32))
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -3,9 +3,11 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +129,25 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(small_run, tmp_pa
     assert len((folder / "history.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("name", ["log_epoch", "save_checkpoint"])
+def test_an_interruption_at_the_end_of_an_epoch_leaves_no_gap(name, small_run, tmp_path, no_figures, monkeypatch):
+    folder, right = tmp_path / "broken", getattr(module, name)
+
+    def broken(*words, **options):
+        if (folder / "history.csv").read_text().count("\n") == 3:  # in the second epoch
+            raise OSError("no space left on device")
+        return right(*words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, broken)
+        with pytest.raises(RunStopped, match="resume --run"):
+            run(replace(SMALL, out=folder))
+    assert cli(["resume", "--run", str(folder)]) == 0 and sha256(folder) == sha256(small_run.folder)
+    assert [row["epoch"] for row in csv.DictReader((folder / "history.csv").open())] == ["1", "2"]
+    steps = [event.step for event in EventAccumulator(str(folder / "tb")).Reload().Scalars("step/objective")]
+    assert len(steps) == len(set(steps)) == (12 if name == "log_epoch" else 24)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, capsys):
     small = ["--train-size", "300", "--validation-size", "60", "--width", "4", "--epochs", "1", "--image-sizes", "16", "--batch-size", "20"]
     folder = tmp_path / "run"
@@ -148,6 +169,13 @@ def test_watching_the_test_images_as_the_published_run_did(tmp_path, no_figures)
     result = run(replace(SMALL, watch_test=True, validation_size=0, schedule="plateau", optimizer="sgd", l1_factor=0.0005,
                          rotate_degrees=5, cutout_size=16, epochs=1, out=tmp_path / "run"))
     assert {"test_loss", "test_accuracy"} <= result.history.epochs[0].keys() and "validation_loss" not in result.history.epochs[0]
+
+
+def test_the_plateau_follows_the_validation_loss_also_where_the_test_images_are_watched(tmp_path, no_figures, monkeypatch):
+    losses = []
+    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "step", lambda self, loss: losses.append(loss))
+    (row,) = run(replace(SMALL, watch_test=True, schedule="plateau", epochs=1, out=tmp_path / "run")).history.epochs
+    assert losses == [row["validation_loss"]] != [row["test_loss"]]
 
 
 # Faults: the words of the command line, the exit code, and what the last line must say.
@@ -176,6 +204,9 @@ FAULTS = [
     ("evaluate --run {broken_config}", 3, "config.json is damaged"),
     ("resume --run {wrong_type}", 3, "config.json is damaged"),
     ("evaluate --run {other_width}", 3, "weights of width 4, but config.json says 8"),
+    ("evaluate --run {unfinished}", 3, "is not finished: go on with cifar-cam resume"),
+    ("evaluate --run {three_classes}", 3, "weights for 3 classes, but must for 10"),
+    ("explain {small}/figures/mistakes.png --run {three_classes}", 3, "weights for 3 classes"),
     ("evaluate --run {no_weights}", 3, "no weights at"),
     ("evaluate --run {truncated}", 3, "truncated"),
     ("resume --run {no_weights}", 3, "has no checkpoint.pt"),
@@ -197,7 +228,7 @@ FAULTS = [
 def places(small_run, tmp_path_factory):
     "Folders with one fault each."
     root = tmp_path_factory.mktemp("faults")
-    names = ("empty", "full", "damaged", "broken_config", "other_width", "no_weights", "truncated", "wrong_type")
+    names = ("empty", "full", "damaged", "broken_config", "other_width", "no_weights", "truncated", "wrong_type", "three_classes", "unfinished")
     folders = {name: root / name for name in names}
     for folder in folders.values():
         folder.mkdir()
@@ -211,11 +242,13 @@ def places(small_run, tmp_path_factory):
     for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
         (batches / name).write_bytes(b"altered")
     config, weights = (small_run.folder / name for name in ("config.json", "model.safetensors"))
-    for name in ("other_width", "no_weights", "truncated"):
+    for name in ("other_width", "no_weights", "truncated", "three_classes", "unfinished"):
         (folders[name] / "config.json").write_text(config.read_text().replace('"width": 4', '"width": 8' if name == "other_width" else '"width": 4'))
     (folders["wrong_type"] / "config.json").write_text(config.read_text().replace('"epochs": 2', '"epochs": "2"'))
     (folders["broken_config"] / "config.json").write_text("{")
     (folders["other_width"] / "model.safetensors").write_bytes(weights.read_bytes())
+    save_weights(resnet18(num_classes=3, width=4), folders["three_classes"] / "model.safetensors")
+    (folders["unfinished"] / "checkpoint.pt").write_bytes(b"")
     (folders["truncated"] / "model.safetensors").write_bytes(weights.read_bytes()[:5000])
     return {name: str(folder) for name, folder in folders.items()} | {"small": str(small_run.folder)}
 
@@ -235,8 +268,11 @@ def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, small_run, capsys):
     assert "torch finds no GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
     # A run from a machine with a GPU is evaluated here all the same.
     folder = shutil.copytree(small_run.folder, tmp_path / "from a GPU")
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"device": "auto"', '"device": "cuda"'))
-    assert '"cuda"' in (folder / "config.json").read_text() and evaluate(folder).accuracy == small_run.test.accuracy
+    text = (folder / "config.json").read_text()
+    for pipeline in ("per-image", "batched"):
+        (folder / "config.json").write_text(text.replace('"device": "cpu"', '"device": "cuda"').replace('"per-image"', f'"{pipeline}"'))
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        assert (settings["device"], settings["pipeline"]) == ("cuda", pipeline) and evaluate(folder).accuracy == small_run.test.accuracy
 
 
 @pytest.mark.parametrize("mode, size", [("L", (40, 40)), ("RGBA", (50, 30)), ("P", (33, 64)), ("RGB", (1, 1)), ("RGB", (6000, 4000)), ("I;16", (20, 20))])
@@ -262,6 +298,57 @@ def test_weights_of_another_network_are_refused(tmp_path):
         load_model(tmp_path / "linear.safetensors")
     save_weights(resnet18(num_classes=3, width=2), tmp_path / "three.safetensors")
     assert load_model(tmp_path / "three.safetensors").head.out_features == 3
+
+
+@pytest.mark.parametrize("change", [{"epochs": 2.0}, {"train_size": 1e3}, {"flip": "no"}, {"image_sizes": (16.5,)}, {"learning_rate": "0.1"}, {"seed": True}])
+def test_a_setting_of_the_wrong_type_is_refused_before_anything_is_written(change, tmp_path):
+    (name,) = change
+    with pytest.raises(ValueError, match=name.replace("_", "-")):
+        run(replace(SMALL, out=tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sixteen_bits_of_a_picture_are_not_cut_off(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert abs(module.read_picture(tmp_path / "ramp.png").mean() - 127.5) < 2
+    Image.fromarray(np.float32(ramp) / 65535).save(tmp_path / "ramp.tiff")
+    with pytest.raises(OSError, match="not a picture that can be read"):
+        module.read_picture(tmp_path / "ramp.tiff")
+
+
+def test_the_picture_of_the_user_is_not_written_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("a$^$.png")
+    before = Path("a$^$.png").read_bytes()
+    assert cli(["explain", "a$^$.png", "--out", str(tmp_path / "a$^$.png")]) == 2 and Path("a$^$.png").read_bytes() == before
+    assert cli(["explain", "a$^$.png"]) == 0 and Path("gradcam.png").exists()
+
+
+def test_a_fault_is_one_line_also_where_frames_cannot_be_printed():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    words = [sys.executable, "-m", "cifar_cam_lib.main", "train", "--epochs", "many"]
+    last = subprocess.run(words, capture_output=True, text=True, env=environment).stderr.splitlines()[-1]
+    assert last.startswith("cifar-cam: ") and "--epochs" in last and "---" not in last
+
+
+def test_a_full_disk_leaves_no_piece_behind(tmp_path, monkeypatch):
+    def full(path, content):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for save in (lambda path: save_weights(resnet18(width=2), path), lambda path: module.write_json(path, {})):
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(module.new_run_folder, [None] * 40))
+    assert len(set(folders)) == 40 and all(folder.is_dir() for folder in folders)
 
 
 def test_help_explains_every_setting():

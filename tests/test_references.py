@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cifar_cam_lib.data import CIFAR10_MEAN, CIFAR10_STD, TransformedImages, denormalise, load_images, make_loader, evaluation_transform
-from cifar_cam_lib.evaluation import confusion_matrix, find_mistakes
+from cifar_cam_lib.evaluation import confusion_matrix, find_mistakes, show_mistakes
 from cifar_cam_lib.model import channels_last, count_parameters, resnet18, widen
 from cifar_cam_lib.training import fit, l1_penalty, loss_and_accuracy, objective
 
@@ -100,3 +100,15 @@ def test_a_widened_network_computes_the_same_and_can_learn_more(factor):
     for block in (wide.layer1[0], wide.layer4[1]):
         copies = block.conv1.weight.grad.chunk(factor)
         assert all(not torch.allclose(copies[0], copy, rtol=0.01) for copy in copies[1:]), "copies that stay copies teach nothing"
+
+
+def test_a_class_that_is_not_there_is_not_counted():
+    for labels, predictions in ([0], [12]), ([-1], [0]):
+        with pytest.raises(ValueError, match="from 0 to 9"):
+            confusion_matrix(torch.tensor(labels), torch.tensor(predictions))
+    assert confusion_matrix(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64)).sum() == 0
+
+
+def test_no_mistakes_are_no_figure():
+    with pytest.raises(ValueError, match="no image to show"):
+        show_mistakes(np.zeros((1, 32, 32, 3), np.uint8), [])

@@ -122,20 +122,22 @@ def address(site):
         server.shutdown()
 
 
-def answer(route, address):
-    "This site is fetched; of others only the badge may be asked for, and nothing is sent."
-    if route.request.url.startswith((address, "data:")):
-        route.continue_()
-    elif route.request.url.endswith("/colab-badge.svg"):
-        route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>')
-    else:
-        route.abort()
+def open_tab(browser, address):
+    "A tab to which only the site answers; of others, only the badge may be asked for, and nothing is sent."
+    def answer(route):
+        if route.request.url.endswith("/colab-badge.svg"):
+            route.fulfill(content_type="image/svg+xml", body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>')
+        else:
+            route.abort()
+
+    tab = browser.new_page(viewport=DESKTOP)
+    tab.route(re.compile(f"^(?!data:|{re.escape(address)})"), answer)
+    return tab
 
 
 def test_no_page_complains_or_overflows_on_a_desktop_or_a_phone(pages, site, address, browser):
     faults = []
-    tab = browser.new_page(viewport=DESKTOP)
-    tab.route("**/*", lambda route: answer(route, address))
+    tab = open_tab(browser, address)
     tab.on("console", lambda message: faults.append(f"{tab.url}: {message.text}") if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: faults.append(f"{tab.url}: {error}"))
     tab.on("requestfailed", lambda request: faults.append(f"{tab.url}: asks for {request.url}"))
@@ -151,8 +153,7 @@ def test_no_page_complains_or_overflows_on_a_desktop_or_a_phone(pages, site, add
 
 
 def test_the_search_finds_a_term_and_the_colours_change(address, browser):
-    tab = browser.new_page(viewport=DESKTOP)
-    tab.route("**/*", lambda route: answer(route, address))
+    tab = open_tab(browser, address)
     tab.goto(f"{address}/index.html")
     tab.locator(".md-search__input").fill("Grad-CAM++")
     tab.locator(".md-search-result__link").first.wait_for()

@@ -104,3 +104,22 @@ def test_sixteen_bits_train_like_float32(precision):
         losses[kind] = train_epoch(model, loader(), optimizer, None, 16, 0.0, 0.0, "sum", kind)[0]
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert losses[precision] != losses[torch.float32] and losses[precision] == pytest.approx(losses[torch.float32], rel=0.02)
+
+
+def test_muon_leaves_frozen_layers_alone():
+    model = resnet18(width=2)
+    model.layer1.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    optimizer = make_optimizer(model, "muon", 0.02, 0.9, 0.01)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    assert {name.split(".")[0] for name, weight in model.state_dict().items() if torch.equal(weight, before[name])} == {"layer1"}
+
+
+def test_a_checkpoint_of_a_gpu_is_read_on_the_cpu(tmp_path, monkeypatch):
+    model, seen, load = resnet18(width=2), [], torch.load
+    optimizer = make_optimizer(model, "sgd", 0.1, 0.9, 0)
+    save_checkpoint(tmp_path / "checkpoint.pt", model, optimizer, None, History())
+    monkeypatch.setattr(torch, "load", lambda path, **options: seen.append(options) or load(path, **options))
+    load_checkpoint(tmp_path / "checkpoint.pt", model, optimizer, None)
+    assert seen == [{"map_location": "cpu", "weights_only": True}]

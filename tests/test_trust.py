@@ -249,3 +249,11 @@ def test_the_chapter_shows_the_numbers_of_the_record(record):
     words = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
     headline = record["pairs"]["maps"]["trained, gradcam, log_probability"]["layer4"]["mean"]
     assert f"{headline:.3f}" in words
+
+
+def test_a_map_with_nan_gets_no_score():
+    spoilt, empty = MAP.clone(), torch.zeros(4, 4)
+    spoilt[1, 1] = torch.nan
+    for score in (energy_inside(spoilt, LEFT), prefers_asked(spoilt, LEFT, ~LEFT), points_inside(spoilt, LEFT), rank_correlation(spoilt[None], spoilt[None])):
+        assert score.isnan().all()
+    assert energy_inside(empty, CORNER) == 1 / 16 and prefers_asked(empty, LEFT, ~LEFT) == 0.5
