@@ -25,7 +25,8 @@ def main():
         "PYTHONUNBUFFERED": "1",
     }
     there = {path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
-    command = [programs / "nbdev_test", "--do_print", "--timing"]
+    workers = min(os.cpu_count() or 1, 8) + 1  # one more than cores, so that none is idle while the last long notebooks run
+    command = [programs / "nbdev_test", "--do_print", "--timing", "--n_workers", str(workers)]
     output = ""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

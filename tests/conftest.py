@@ -15,6 +15,14 @@ from cifar_cam_lib.main import Config, run
 SMALL = Config(device="cpu", train_size=300, validation_size=60, width=4, epochs=2, image_sizes=(16,), batch_size=20)
 
 
+LONGEST = ("test_levels", "test_main", "test_planted_bugs", "test_site", "test_browser", "test_results")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that no process is left alone with one of them."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def cifar10_root():
     "The folder of real CIFAR-10; tests that need it are skipped where it is absent."

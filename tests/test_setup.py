@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from importlib.metadata import entry_points, version
+from importlib.metadata import distributions, entry_points, version
 from pathlib import Path
 
 import nbformat
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +52,12 @@ def test_pins_fit_the_ranges(settings):
     pins = dict(re.split("==", line.lower().replace("_", "-")) for line in lines if line)
     for requirement in map(Requirement, (settings["requirements"] + settings["dev_requirements"]).split()):
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+
+
+def test_what_is_pinned_runs_on_the_oldest_python(settings):
+    oldest, pinned = f"{settings['min_python']}.0", (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    needs = {found.name: found.metadata["Requires-Python"] for found in distributions() if f"{found.name.lower().replace('_', '-')}==" in pinned}
+    assert len(needs) > 100 and [name for name, range_ in needs.items() if range_ and not SpecifierSet(range_).contains(oldest)] == []
 
 
 def test_the_library_needs_no_nbdev(settings):
