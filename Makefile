@@ -25,8 +25,10 @@ $(READY): settings.ini setup.py constraints.txt scripts/repair_torchvision.py
 	@test -e $(READY) || $(PYTHON) -m venv --clear .venv
 	@rm -f $(READY)
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check \
-		-c constraints.txt --force-reinstall --no-deps opencv-python-headless  # a machine without a screen's libraries
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+		echo "OpenCV does not load, mostly for lack of a screen's libraries: its package without windows takes over."; \
+		$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps \
+			opencv-python-headless && $(BIN)/python -c 'import cv2'; }
 	@$(BIN)/python scripts/repair_torchvision.py
 	@echo "$(CURDIR)" > $(READY)
 
@@ -39,7 +41,7 @@ test: export COVERAGE_FILE = $(CURDIR)/.coverage
 test: setup ## run every notebook and every test
 	@rm -f .coverage .coverage.*
 	@status=0; \
-	$(BIN)/coverage run scripts/test_notebooks.py || status=1; \
+	$(BIN)/coverage run -m scripts.publish.test_notebooks || status=1; \
 	$(BIN)/coverage combine --quiet; \
 	OMP_NUM_THREADS=1 NO_ALBUMENTATIONS_UPDATE=1 TQDM_DISABLE=1 MPLBACKEND=agg \
 		$(BIN)/python -m pytest tests -rs --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-append --cov-fail-under=95 || status=1; \
@@ -50,32 +52,33 @@ lab: setup ## open JupyterLab on the chapters
 	@$(BIN)/jupyter lab --notebook-dir=nbs $(OPTIONS)
 
 docs: setup ## build the site from the notebooks, into _docs/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file scripts/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file scripts/publish/mkdocs.yml
 	@echo "The site: _docs/index.html"
 
-export: setup ## write the library, README.md and the page on the levels from the notebooks, and tidy the notebooks
+export: setup ## write the library, README.md and the page on the levels from the notebooks, and tidy all
+	@$(BIN)/ruff format --quiet nbs scripts tests setup.py
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
-	@$(BIN)/python scripts/build_readme.py
-	@$(BIN)/python scripts/build_levels.py
+	@$(BIN)/python -m scripts.publish.build_readme
+	@$(BIN)/python -m scripts.publish.build_levels
 
 notebooks: setup ## run all notebooks and save their outputs
-	@$(BIN)/python scripts/run_notebooks.py
+	@$(BIN)/python -m scripts.publish.run_notebooks
 
 weights: setup ## train the two networks that ship with the library, on drawn pictures and on CIFAR-10 (35 minutes)
 	@$(BIN)/cifar-cam train --preset demo --out runs/ship-drawn
 	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
-	@$(BIN)/python scripts/ship_weights.py runs/ship-drawn runs/ship-cifar10
+	@$(BIN)/python -m scripts.publish.ship_weights runs/ship-drawn runs/ship-cifar10
 
 bench: setup ## measure batches, training and Grad-CAM beside other libraries (half an hour, on a quiet machine)
-	@$(BIN)/python scripts/bench_training.py --out results/bench/training.json
-	@$(BIN)/python scripts/bench_gradcam.py --out results/bench/gradcam.json
+	@$(BIN)/python -m scripts.measure.bench_training --out results/bench/training.json
+	@$(BIN)/python -m scripts.measure.bench_gradcam --out results/bench/gradcam.json
 
-ablation: setup ## measure what each part of the recipe is worth, for chapter 8 (25 minutes)
-	@$(BIN)/python scripts/ablation.py --out results/ablation.json
+ablation: setup ## measure what each part of the recipe is worth, for chapter 9 (25 minutes)
+	@$(BIN)/python -m scripts.measure.ablation --out results/ablation.json
 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
-	@$(BIN)/python scripts/measure_trust.py --out results/trust.json
+	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json
 
 clean: ## delete .venv and what the tests leave; runs/ and data/ stay
 	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

@@ -1,4 +1,4 @@
-"""Builds the package from settings.ini, the one place that holds its name, version and requirements."""
+"""Builds the package from settings.ini, which holds its name, version and requirements."""
 
 from configparser import ConfigParser
 from pathlib import Path

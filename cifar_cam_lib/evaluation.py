@@ -20,27 +20,35 @@ def confusion_matrix(
     predictions: torch.Tensor,  # int64 [N], predicted classes
     num_classes: int = 10,  # rows and columns
 ) -> torch.Tensor:
-    """int64 [classes, classes]: how many images of the row's true class were predicted as the column's class.
+    """How many images of the row's class were predicted as the column's, int64 [classes, classes].
 
-    Raises ValueError for a class that is not in 0..num_classes - 1.
+    Raises ValueError for a class that isn't in 0..num_classes - 1.
     """
     both = torch.stack([labels, predictions])
     if both.numel() and not 0 <= int(both.min()) <= int(both.max()) < num_classes:
         raise ValueError(f"labels and predictions must be from 0 to {num_classes - 1}")
-    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 # %% ../nbs/04_evaluation.ipynb #9c982605
 def plot_confusion_matrix(
     matrix: torch.Tensor,  # int [classes, classes] from `confusion_matrix`
     names: tuple[str, ...] = CLASS_NAMES,  # one for each class
 ) -> plt.Figure:
-    """Draw the counts, true classes in rows; the shade is the square root of the share of the row."""
+    """Draw the counts, true classes in rows; the shade is the square root of the row's share."""
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
     axis.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
-        axis.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=7,
-                  color="white" if share[row, column] > 0.4 else "black")
+        axis.text(
+            column,
+            row,
+            int(matrix[row, column]),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if share[row, column] > 0.4 else "black",
+        )
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted class", ylabel="true class")
@@ -49,11 +57,17 @@ def plot_confusion_matrix(
 # %% ../nbs/04_evaluation.ipynb #bb820a12
 class Mistake(NamedTuple):
     """One misclassified image."""
+
     index: int  # its place in the test set
     true: int  # its class
     predicted: int  # the class with the largest logit
     true_probability: float  # softmax of the true class, 0..1
     predicted_probability: float  # softmax of the predicted class, 0..1
+
+    def title(self, arrow: str = " → ") -> str:
+        """The caption "true (p) → predicted (p)"; an arrow with a line break makes two lines."""
+        true = f"{CLASS_NAMES[self.true]} ({self.true_probability:.0%})"
+        return f"{true}{arrow}{CLASS_NAMES[self.predicted]} ({self.predicted_probability:.0%})"
 
 # %% ../nbs/04_evaluation.ipynb #d251e223
 def find_mistakes(
@@ -61,14 +75,23 @@ def find_mistakes(
     labels: torch.Tensor,  # int64 [N]
     most_confident_first: bool = False,  # False keeps the order of the test set
 ) -> list[Mistake]:
-    """All misclassified images. Raises ValueError where logits and labels differ in number."""
+    """All misclassified images. Raises ValueError if logits and labels differ in number."""
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} rows of logits, but {len(labels)} labels")
     probabilities, predictions = logits.softmax(1), logits.argmax(1)
-    mistakes = [Mistake(index, int(labels[index]), int(predictions[index]), probabilities[index, labels[index]].item(),
-                        probabilities[index, predictions[index]].item())
-                for index in (predictions != labels).nonzero().flatten().tolist()]
-    return sorted(mistakes, key=lambda mistake: -mistake.predicted_probability) if most_confident_first else mistakes
+    mistakes = [
+        Mistake(
+            index,
+            int(labels[index]),
+            int(predictions[index]),
+            probabilities[index, labels[index]].item(),
+            probabilities[index, predictions[index]].item(),
+        )
+        for index in (predictions != labels).nonzero().flatten().tolist()
+    ]
+    if most_confident_first:
+        mistakes.sort(key=lambda mistake: -mistake.predicted_probability)
+    return mistakes
 
 # %% ../nbs/04_evaluation.ipynb #89db85cd
 def show_mistakes(
@@ -76,7 +99,6 @@ def show_mistakes(
     mistakes: list[Mistake],  # those to draw
     columns: int = 5,  # images in a row
 ) -> plt.Figure:
-    """Draw misclassified images under "true (p) -> predicted (p)"."""
-    titles = [f"{CLASS_NAMES[m.true]} ({m.true_probability:.0%})\n→ {CLASS_NAMES[m.predicted]} ({m.predicted_probability:.0%})"
-              for m in mistakes]
-    return image_grid(images[[m.index for m in mistakes]], titles, columns)
+    """Draw misclassified images under "true (p) → predicted (p)"."""
+    indices = [mistake.index for mistake in mistakes]
+    return image_grid(images[indices], [mistake.title("\n→ ") for mistake in mistakes], columns)

@@ -1,18 +1,19 @@
 """Makes `import torchvision` work beside a CPU-only torch, inside a virtual environment.
 
-PyPI's torchvision for Linux is built for CUDA. Beside a torch that was built for the CPU its compiled library does not
-load, and `import torchvision` ends in "operator torchvision::nms does not exist" (pytorch/vision#9085). With the
-signatures of the two missing operators defined first, everything this project uses works: datasets, transforms,
-models, utils. What needs the compiled library itself, `torchvision.io` and `torchvision.ops.nms`, stays unusable.
+PyPI's torchvision for Linux is built for CUDA. Beside a torch that was built for the CPU its
+compiled library doesn't load, and `import torchvision` ends in "operator torchvision::nms does not
+exist" (pytorch/vision#9085). With the signatures of the two missing operators defined first,
+everything this project uses works: datasets, transforms, models, utils. What needs the compiled
+library itself, `torchvision.io` and `torchvision.ops.nms`, stays unusable.
 
     .venv/bin/python scripts/repair_torchvision.py
 
-repairs the environment that runs it, and only where the import fails in just this way. It copies this file and a
-one-line `repair_torchvision.pth` into the environment's site-packages. To undo it, delete these two files, or install
-a torch and a torchvision that come from the same place.
+repairs the environment that runs it, and only if the import fails in just this way. It copies this
+file and a one-line `repair_torchvision.pth` into the environment's site-packages. To undo it,
+delete these two files, or install a torch and a torchvision that come from the same place.
 """
 
-import sys  # Nothing slow here: the .pth file makes every start of the interpreter import this file.
+import sys  # nothing slow here: every start of the interpreter imports this file by the .pth file
 
 MISSING = "operator torchvision::nms does not exist"
 OPERATORS = ("nms", "qnms")
@@ -64,14 +65,18 @@ def define_operators():
     # Kept for good: torch forgets the signatures when the object that defined them is gone.
     define_operators.library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in OPERATORS:
-        define_operators.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        define_operators.library.define(
+            f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
 
 
 def import_error():
     "The last line that `import torchvision` prints in a fresh interpreter; empty where it works."
     import subprocess
 
-    result = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True
+    )
     lines = result.stderr.strip().splitlines() or ["no message"]
     return lines[-1] if result.returncode else ""
 
@@ -87,7 +92,10 @@ def main():
         print("torchvision: not looked at, for this Python is not in a virtual environment.")
         return 1
     site_packages = Path(sysconfig.get_path("purelib"))
-    module, start = site_packages / "repair_torchvision.py", site_packages / "repair_torchvision.pth"
+    module, start = (
+        site_packages / "repair_torchvision.py",
+        site_packages / "repair_torchvision.pth",
+    )
     for file in (start, module):  # An earlier repair may be out of date, or needed no more.
         file.unlink(missing_ok=True)
     error = import_error()
@@ -103,7 +111,7 @@ def main():
     if error:
         print(f"torchvision: still does not import after the repair: {error}")
         return 1
-    print("torchvision: built for CUDA, and torch for the CPU; repaired in this virtual environment, and only there.")
+    print("torchvision: built for CUDA, and torch for the CPU; repaired in .venv, and only there.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""JupyterLab and TensorBoard as a learner meets them: in a browser, with the mouse and the keyboard."""
+"""JupyterLab and TensorBoard as a learner meets them: in a browser, with mouse and keyboard."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.project import ROOT
+
 WINDOW = {"width": 1400, "height": 1000}
 
 
@@ -27,8 +27,11 @@ def free_port():
 
 @contextlib.contextmanager
 def serving(command, address, log, **options):
-    "Run a server until the block ends; its address answers when the block begins."
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options) as process:
+    """Run a server until the block ends; its address answers when the block begins."""
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options) as process,
+    ):
         try:
             for _ in range(120):
                 with contextlib.suppress(URLError, ConnectionError):
@@ -45,19 +48,41 @@ def serving(command, address, log, **options):
 
 @pytest.fixture
 def lab(tmp_path):
-    "The address of a JupyterLab on a copy of the notebooks, and the folder of the copy."
+    """The address of a JupyterLab on a copy of the notebooks, and the folder of the copy."""
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
     port, own = free_port(), tmp_path / "jupyter"
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(own), "JUPYTERLAB_SETTINGS_DIR": str(own), "JUPYTERLAB_WORKSPACES_DIR": str(own),
-                                "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'nbs'}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with serving(command, f"http://127.0.0.1:{port}/api", tmp_path / "lab.log", env=environment, cwd=tmp_path):
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(own),
+        "JUPYTERLAB_SETTINGS_DIR": str(own),
+        "JUPYTERLAB_WORKSPACES_DIR": str(own),
+        "PYTHONPATH": str(ROOT),
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={tmp_path / 'nbs'}",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    with serving(
+        command, f"http://127.0.0.1:{port}/api", tmp_path / "lab.log", env=environment, cwd=tmp_path
+    ):
         yield f"http://127.0.0.1:{port}", tmp_path / "nbs"
 
 
 def run_all_cells(tab, path):
-    "Through the menu, as a learner does. Returns the code cells of the notebook as JupyterLab saves it, when each has run."
+    """Through the menu, as a learner does.
+
+    Returns the code cells of the notebook as JupyterLab saves it, when each has run.
+    """
     tab.get_by_text("| Idle").wait_for(timeout=120_000)  # the kernel is ready
     tab.get_by_role("menuitem", name="Run", exact=True).click()
     tab.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
@@ -65,10 +90,16 @@ def run_all_cells(tab, path):
         tab.wait_for_timeout(1000)
         tab.keyboard.press("Control+s")
         try:
-            cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+            cells = [
+                cell
+                for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+                if cell["cell_type"] == "code"
+            ]
         except json.JSONDecodeError:
             continue  # JupyterLab is just writing it
-        if all(cell["execution_count"] for cell in cells) or any(error for cell in cells for error in errors(cell)):
+        if all(cell["execution_count"] for cell in cells) or any(
+            error for cell in cells for error in errors(cell)
+        ):
             return cells
     pytest.fail("some cells did not run within five minutes")
 
@@ -77,7 +108,9 @@ def errors(cell):
     return [output["evalue"] for output in cell["outputs"] if output["output_type"] == "error"]
 
 
-def test_a_chapter_runs_through_the_menu_of_jupyterlab_and_its_explorer_follows_the_slider(lab, browser, tmp_path):
+def test_a_chapter_runs_through_the_menu_of_jupyterlab_and_its_explorer_follows_the_slider(
+    lab, browser, tmp_path
+):
     address, notebooks = lab
     tab = browser.new_page(viewport=WINDOW)
     tab.goto(f"{address}/lab/tree/05_gradcam.ipynb?reset")
@@ -90,7 +123,14 @@ def test_a_chapter_runs_through_the_menu_of_jupyterlab_and_its_explorer_follows_
     before = tab.locator(".widget-interact img").get_attribute("src")
     tab.screenshot(path=tmp_path / "explorer-before.png")
     slider.press("ArrowRight")
-    tab.wait_for_function("before => ![null, undefined, before].includes(document.querySelector('.widget-interact img')?.src)", arg=before, timeout=60_000)
+    tab.wait_for_function(
+        """before => {
+            const image = document.querySelector('.widget-interact img');
+            return image?.src && image.src !== before;
+        }""",
+        arg=before,
+        timeout=60_000,
+    )
     tab.screenshot(path=tmp_path / "explorer-after.png")
     assert float(slider.get_attribute("aria-valuenow")) == 3
     tab.close()
@@ -98,7 +138,15 @@ def test_a_chapter_runs_through_the_menu_of_jupyterlab_and_its_explorer_follows_
 
 def test_tensorboard_shows_the_curves_of_a_run(small_run, browser, tmp_path):
     port = free_port()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", small_run.folder / "tb", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        small_run.folder / "tb",
+        "--port",
+        str(port),
+    ]
     with serving(command, f"http://127.0.0.1:{port}/data/runs", tmp_path / "tensorboard.log"):
         tab = browser.new_page(viewport=WINDOW)
         tab.goto(f"http://127.0.0.1:{port}/#timeseries")
@@ -106,6 +154,9 @@ def test_tensorboard_shows_the_curves_of_a_run(small_run, browser, tmp_path):
             card = tab.locator("card-view").filter(has=tab.get_by_title(name))
             card.locator("line-chart").wait_for(timeout=60_000)
             last = small_run.history.epochs[-1]["_".join(reversed(name.split("/")))]
-            assert re.search(rf"\b{re.escape(f'{last:.4g}'[:5])}", card.locator("scalar-card-data-table").inner_text())
+            assert re.search(
+                rf"\b{re.escape(f'{last:.4g}'[:5])}",
+                card.locator("scalar-card-data-table").inner_text(),
+            )
         tab.screenshot(path=tmp_path / "tensorboard.png")
         tab.close()

@@ -1,50 +1,87 @@
-"""Where images come from, what happens when a file of CIFAR-10 is damaged, and whether both pipelines do the same."""
+"""Where images come from, what a damaged file of CIFAR-10 does, and whether the pipelines agree."""
 
+import copy
+import gc
 import math
 import os
+import pickle
 import shutil
 import urllib.error
-from functools import partial
+import weakref
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_cam_lib import data
-from cifar_cam_lib.data import (CIFAR10, CIFAR10_MEAN, CIFAR10_STD, HIDDEN, BatchedImages, LabelledImages, TransformedImages, as_batch, channel_statistics,
-                                check_cifar10, choose_source, draw_epoch, evaluation_transform, fetch_cifar10, load_images, make_loader, pack_images,
-                                source_pixels, train_transform)
+from cifar_cam_lib.data import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    EpochSampler,
+    LabelledImages,
+    TransformedImages,
+    as_batch,
+    channel_statistics,
+    draw_once,
+    epoch_size,
+    evaluation_transform,
+    import_cifar10,
+    load_images,
+    make_loader,
+    read_cifar10,
+    split_validation,
+    train_transform,
+    verify_cifar10,
+)
+from cifar_cam_lib.fast import HIDDEN, BatchedImages, augment_indices, pack_images, random_numbers
 from cifar_cam_lib.training import load_shipped_model
+
+FOLDER = "cifar-10-batches-py"
 
 
 def test_without_data_a_test_draws_and_says_why(tmp_path, capsys):
-    assert choose_source(tmp_path) == "drawn"
+    train_images, test_images = load_images("auto", tmp_path, drawn_count=50)
+    assert train_images.source == test_images.source == "drawn"
+    assert (len(train_images), len(test_images)) == (50, 10)
     said = capsys.readouterr().out
     assert "a test does not download" in said and str(tmp_path) not in said
 
 
-def test_without_network_the_course_draws_and_says_why(tmp_path, capsys, monkeypatch):
-    def no_network(root, download):
+class Unreachable:
+    """In place of torchvision's CIFAR10: a download without a network."""
+
+    base_folder = FOLDER
+
+    def __init__(self, root, download):
         raise urllib.error.URLError("no network")
 
-    no_network.base_folder = CIFAR10.base_folder
+
+def test_without_network_the_course_draws_and_says_why(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("IN_TEST")
-    monkeypatch.setattr(data, "CIFAR10", no_network)
-    assert choose_source(tmp_path) == "drawn" and "the download failed" in capsys.readouterr().out
+    monkeypatch.setattr(data, "import_cifar10", lambda: Unreachable)
+    assert load_images("auto", tmp_path, drawn_count=50)[0].source == "drawn"
+    assert "the download failed with URLError" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
-        fetch_cifar10(tmp_path, download=True)
+        load_images("cifar10", tmp_path)
 
 
-def test_a_download_is_used(tmp_path, monkeypatch):
-    calls = []
+def test_a_download_is_used(tmp_path, monkeypatch, cifar10_root):
+    real, calls = import_cifar10(), []
 
-    def download(root, download):
-        calls.append(root)
+    class Download(real):
+        def __init__(self, root, train=True, download=False):
+            if download:
+                calls.append(root)
+                (root / FOLDER).symlink_to(cifar10_root / FOLDER)
+            super().__init__(root, train=train)
 
-    download.base_folder = CIFAR10.base_folder
-    monkeypatch.setattr(data, "CIFAR10", download)
-    assert fetch_cifar10(tmp_path, download=True) == "just downloaded" and calls == [tmp_path]
+    monkeypatch.delenv("IN_TEST")
+    monkeypatch.setattr(data, "import_cifar10", lambda: Download)
+    assert load_images("cifar10", tmp_path)[1].source == "cifar10"
+    assert calls == [tmp_path]
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
@@ -55,23 +92,60 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def homeless(monkeypatch):
+    """As in a container with an unknown user and no HOME."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CIFAR_CAM_DATA", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+
+
+def test_without_a_home_the_course_draws_and_says_why(homeless, capsys):
+    assert load_images("auto", drawn_count=50)[0].source == "drawn"
+    assert "drawn stand-in" in capsys.readouterr().out
+    assert load_images("drawn", drawn_count=50)[0].source == "drawn"
+    with pytest.raises(FileNotFoundError, match="set CIFAR_CAM_DATA to the folder that contains"):
+        load_images("cifar10")
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="unknown source 'imagenet': known are 'auto'"):
+        load_images("imagenet")
+
+
+def test_drawn_images_are_shared_and_cannot_be_written(tmp_path):
+    first, _ = load_images("drawn", drawn_count=50)
+    for array in (first.images, first.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    second, _ = load_images("drawn", drawn_count=50)
+    assert second.images.max() > 200 and set(second.labels.tolist()) == set(range(10))
+    part = first.subset(np.arange(3))
+    part.images[:] = 0  # a subset by numbers is a copy of its own
+    assert load_images("drawn", drawn_count=50)[0].images[:3].max() > 200
+
+
+@pytest.fixture
 def copied(cifar10_root, tmp_path):
-    "A copy of CIFAR-10 made of links, so that a test can damage a file of it."
-    folder = tmp_path / CIFAR10.base_folder
+    """A copy of CIFAR-10 made of links, so that a test can damage a file of it."""
+    folder = tmp_path / FOLDER
     folder.mkdir()
-    for file in (cifar10_root / CIFAR10.base_folder).iterdir():
+    for file in (cifar10_root / FOLDER).iterdir():
         (folder / file.name).symlink_to(file)
     return tmp_path
 
 
 def test_real_data_passes_its_check(copied, capsys):
-    check_cifar10(copied)
-    assert choose_source(copied) == "cifar10" and "Images: CIFAR-10" in capsys.readouterr().out
+    verify_cifar10(copied)
+    assert load_images("auto", copied)[0].source == "cifar10"
+    assert "Images: CIFAR-10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
 def test_a_damaged_file_is_named(copied, damage):
-    file = copied / CIFAR10.base_folder / "data_batch_3"
+    file = copied / FOLDER / "data_batch_3"
     content = bytearray(file.read_bytes())
     file.unlink()
     if damage == "truncated":
@@ -79,15 +153,27 @@ def test_a_damaged_file_is_named(copied, damage):
     elif damage == "altered":
         content[5_000_000] ^= 1
         file.write_bytes(content)
-    with pytest.raises(OSError, match="data_batch_3"):
-        load_images("cifar10", copied)
-    with pytest.raises(OSError, match="data_batch_3"):
-        choose_source(copied)  # a damaged folder is not an absent one
+    for source in ("cifar10", "auto"):  # a damaged folder is not an absent one
+        with pytest.raises(OSError, match="data_batch_3"):
+            load_images(source, copied)
+
+
+def test_absent_data_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 is not in the data folder"):
+        read_cifar10(tmp_path, download=False)
+    with pytest.raises(OSError, match="data_batch_1 in the data folder .* is missing"):
+        verify_cifar10(tmp_path)
 
 
 def test_statistics_of_real_data(cifar10_root):
     mean, std = channel_statistics(load_images("cifar10", cifar10_root)[0].images)
     assert np.allclose(mean, CIFAR10_MEAN, atol=1e-7) and np.allclose(std, CIFAR10_STD, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [-1, 50, 51])
+def test_a_split_leaves_something_to_train_on(size):
+    with pytest.raises(ValueError, match=f"validation size is {size}, expected 0 to 49"):
+        split_validation(draw_once(50, "train"), size, seed=0)
 
 
 def test_altered_shipped_weights_are_refused(tmp_path, monkeypatch):
@@ -109,81 +195,198 @@ NOTHING = {"rotate_degrees": 0, "padding": 0, "flip": False, "cutout_size": 0}
 
 @pytest.fixture(scope="module")
 def noise():
-    "Random images: each pixel has a colour of its own."
+    """Random images: each pixel has a colour of its own."""
     generator = np.random.default_rng(3)
-    return LabelledImages(generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), generator.integers(0, 10, 300))
+    images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
+    return LabelledImages(images, generator.integers(0, 10, 300))
+
+
+def blank(count, value, side=32):
+    """Images of one grey."""
+    images = np.full((count, side, side, 3), value, dtype=np.uint8)
+    return LabelledImages(images, np.zeros(count, dtype=np.int64))
 
 
 def seen(dataset, epoch=1):
     return torch.stack([dataset[epoch, index][0] for index in range(len(dataset))])
 
 
+def augmented(labelled, **changes):
+    """The same images in both pipelines, augmented alike."""
+    side = labelled.images.shape[1]
+    transform = train_transform(**NOTHING | changes, side=side)
+    return TransformedImages(labelled, transform, 0), BatchedImages(labelled, 0, **changes)
+
+
 def test_batches_are_the_images_of_the_transform(noise):
-    one_by_one = torch.stack([evaluation_transform()(image=image)["image"] for image in noise.images])
+    transform = evaluation_transform()
+    one_by_one = torch.stack([transform(image=image)["image"] for image in noise.images])
     assert torch.allclose(as_batch(noise.images), one_by_one, atol=1e-6)
-    (images, labels), *_ = make_loader(BatchedImages(noise, None, 0), 300, False, 0)
-    assert torch.equal(images, as_batch(noise.images)) and labels.tolist() == noise.labels.tolist() and images.dtype == torch.float32
+    (images, labels), *_ = make_loader(BatchedImages(noise, 0), 300, False, 0)
+    assert torch.equal(images, as_batch(noise.images)) and images.dtype == torch.float32
+    assert labels.tolist() == noise.labels.tolist()
 
 
 @pytest.mark.parametrize("change", [{"padding": 4}, {"flip": True}, {"padding": 1, "flip": True}])
 def test_shifts_and_flips_are_those_of_albumentations(noise, change):
-    "On copies of one image, both pipelines make the same set of pictures."
+    """On copies of one image, both pipelines make the same set of pictures."""
     copies = LabelledImages(np.repeat(noise.images[:1], 900, axis=0), np.zeros(900, dtype=np.int64))
-    per_image = seen(TransformedImages(copies, train_transform(**NOTHING | change), 0))
-    batched = seen(BatchedImages(copies, partial(source_pixels, **NOTHING | change), 0))
-    sets = [{tuple((100 * picture[:, ::3, ::3]).round().int().flatten().tolist()) for picture in pictures} for pictures in (per_image, batched)]
-    assert sets[0] == sets[1] and len(sets[0]) == {4: 81, 0: 2, 1: 18}[change.get("padding", 0)]
+
+    def pictures(dataset):
+        thinned = (100 * seen(dataset)[:, :, ::3, ::3]).round().int()
+        return {tuple(picture.flatten().tolist()) for picture in thinned}
+
+    per_image, batched = map(pictures, augmented(copies, **change))
+    assert per_image == batched
+    assert len(per_image) == {4: 81, 0: 2, 1: 18}[change.get("padding", 0)]
 
 
 def test_a_turn_is_that_of_opencv(noise):
     image, angle = noise.images[0], 5.0
-    draws = torch.zeros(1, 8)
-    draws[0, 3] = 1.0  # the largest angle
-    source, shown = source_pixels(draws, **NOTHING | {"rotate_degrees": angle})
-    ours = pack_images(image[None])[0][source[0]].masked_fill(~shown[0], 0).view(torch.uint8).view(32, 32, 4)[..., :3].numpy()
+    numbers = torch.zeros(1, 8)
+    numbers[0, 3] = 1.0  # the largest angle
+    source, shown = augment_indices(numbers, 32, **NOTHING | {"rotate_degrees": angle})
+    packed = pack_images(image[None])[0][source[0]].masked_fill(~shown[0], 0)
+    ours = packed.view(torch.uint8).view(32, 32, 4)[..., :3].numpy()
     matrix = cv2.getRotationMatrix2D((15.5, 15.5), -angle, 1.0)
-    theirs = cv2.warpAffine(image, matrix, (32, 32), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0))
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (0, 0, 0)}
+    theirs = cv2.warpAffine(image, matrix, (32, 32), flags=cv2.INTER_NEAREST, **border)
     assert (ours == theirs).all(axis=2).mean() > 0.97, "OpenCV rounds ties in its own way"
 
 
 def test_holes_are_those_of_albumentations():
-    whites = LabelledImages(np.full((3000, 32, 32, 3), 255, dtype=np.uint8), np.zeros(3000, dtype=np.int64))
-    change = NOTHING | {"cutout_size": 16}
-    per_image, batched = ((seen(dataset)[:, 0] < 1).float() for dataset in (
-        TransformedImages(whites, train_transform(**change), 0), BatchedImages(whites, partial(source_pixels, **change), 0)))
+    datasets = augmented(blank(3000, 255), cutout_size=16)
+    per_image, batched = ((seen(dataset)[:, 0] < 1).float() for dataset in datasets)
     assert (per_image.mean(0) - batched.mean(0)).abs().max() < 0.05, "where holes lie"
-    areas = [holes.sum((1, 2)) for holes in (per_image, batched)]
-    assert abs(areas[0].mean() - areas[1].mean()) < 4 and areas[0].min() == areas[1].min() == 64 and areas[0].max() == areas[1].max() == 256
+    first, second = (holes.sum((1, 2)) for holes in (per_image, batched))
+    assert abs(first.mean() - second.mean()) < 4
+    assert first.min() == second.min() == 64 and first.max() == second.max() == 256
 
 
 def test_each_image_has_a_draw_of_its_own(noise):
-    "What torchvision's transforms do to a batch, one draw for all, must not happen."
-    draws = draw_epoch(50_000, 0, 3)
-    assert torch.corrcoef(draws.T).fill_diagonal_(0).abs().max() < 0.02 and abs(draws.mean() - 0.5) < 0.005
+    """What torchvision's transforms do to a batch, one draw for all, must not happen."""
+    numbers = random_numbers(50_000, 0, 3)
+    assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.02
+    assert abs(numbers.mean() - 0.5) < 0.005
     copies = LabelledImages(np.repeat(noise.images[:1], 64, axis=0), np.zeros(64, dtype=np.int64))
-    images, _ = BatchedImages(copies, partial(source_pixels, **NOTHING | {"padding": 4}), 0).__getitems__([(1, index) for index in range(64)])
+    places = [(1, index) for index in range(64)]
+    images, _ = BatchedImages(copies, 0, padding=4).__getitems__(places)
     assert len(images.flatten(1).unique(dim=0)) > 30
 
 
 def test_the_draw_depends_on_seed_epoch_and_index_alone(noise):
-    sources = partial(source_pixels, rotate_degrees=5, padding=4, flip=True, cutout_size=8)
-    dataset = BatchedImages(noise, sources, seed=2)
+    changes = {"rotate_degrees": 5, "padding": 4, "flip": True, "cutout_size": 8}
+    dataset = BatchedImages(noise, seed=2, **changes)
     together, _ = dataset.__getitems__([(4, index) for index in (9, 2, 250)])
     for image, index in zip(together, (9, 2, 250)):
-        assert torch.equal(image, BatchedImages(noise, sources, seed=2)[4, index][0])
-        assert not torch.equal(image, dataset[5, index][0]) and not torch.equal(image, BatchedImages(noise, sources, seed=3)[4, index][0])
+        assert torch.equal(image, BatchedImages(noise, seed=2, **changes)[4, index][0])
+        assert not torch.equal(image, dataset[5, index][0])
+        assert not torch.equal(image, BatchedImages(noise, seed=3, **changes)[4, index][0])
 
 
 def test_the_hidden_colour_is_neutral():
-    black = LabelledImages(np.zeros((4, 32, 32, 3), dtype=np.uint8), np.zeros(4, dtype=np.int64))
-    images = seen(BatchedImages(black, partial(source_pixels, **NOTHING | {"cutout_size": 32}), 0))
+    images = seen(BatchedImages(blank(4, 0), 0, cutout_size=32))
     hidden = images[:, 0] > -1
-    assert hidden.any() and images.permute(1, 0, 2, 3)[:, hidden].abs().max() < 0.01 and HIDDEN < 2**24
+    assert hidden.any() and images.permute(1, 0, 2, 3)[:, hidden].abs().max() < 0.01
+    assert HIDDEN < 2**24
 
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch(noise):
-    dataset = BatchedImages(noise, partial(source_pixels, **NOTHING | {"flip": True}), 0, alternate_flip=True)
+    dataset = BatchedImages(noise, 0, flip=True, alternate_flip=True)
     first, second, third = (seen(dataset, epoch) for epoch in (1, 2, 3))
     assert torch.equal(first, second.flip(3)) and torch.equal(first, third)
     mirrored = (first != as_batch(noise.images)).flatten(1).any(1)
     assert abs(mirrored.sum() - 150) < 5 * math.sqrt(300 / 4)
+
+
+@pytest.mark.parametrize("alternate_flip", [False, True])
+def test_batched_images_are_pickled_copied_and_freed(noise, alternate_flip):
+    changes = {"padding": 4, "flip": True, "alternate_flip": alternate_flip}
+    dataset = BatchedImages(noise, 0, **changes)
+    before = seen(dataset)
+    assert torch.equal(seen(pickle.loads(pickle.dumps(dataset))), before)
+    other = copy.deepcopy(dataset)
+    other.seed = 5
+    assert torch.equal(seen(other), seen(BatchedImages(noise, 5, **changes)))
+    assert torch.equal(seen(dataset), before) and not torch.equal(seen(other), before)
+    watched = [weakref.ref(dataset), weakref.ref(other)]
+    gc.disable()
+    try:
+        del dataset, other
+        assert [reference() for reference in watched] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_batched_images_work_in_processes_of_their_own(noise, method):
+    dataset = BatchedImages(noise.subset(slice(20)), 0, padding=4)
+    plain = make_loader(dataset, 10, shuffle=True, workers=0)
+    context = {"num_workers": 1, "multiprocessing_context": method}
+    apart = DataLoader(dataset, 10, sampler=plain.sampler, collate_fn=tuple, **context)
+    for loader in (plain, apart):
+        loader.sampler.set_epoch(2)
+    for (images, labels), (others, their_labels) in zip(plain, apart, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, their_labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pipeline", ["per-image", "batched"])
+def test_every_batch_has_the_size_of_its_epoch(noise, pipeline, workers):
+    """Workers that live on never hear of a new epoch, but for what the index says."""
+    sizes, few = (16, 24), noise.subset(slice(40))
+    if pipeline == "batched":
+        dataset = BatchedImages(few, 0, padding=2, image_sizes=sizes, epochs=4)
+    else:
+        transform = train_transform(**NOTHING | {"padding": 2}, side=32)
+        dataset = TransformedImages(few, transform, 0, sizes, epochs=4)
+    loader = make_loader(dataset, 10, shuffle=True, workers=workers)
+    for epoch, size in ((1, 16), (2, 16), (3, 24), (4, 24), (0, 32)):
+        loader.sampler.set_epoch(epoch)
+        shapes = [images.shape for images, _ in loader]
+        assert shapes == [(10, 3, size, size)] * 4
+    assert dataset[0][0].shape == (3, 32, 32), "an index alone shows the image's own size"
+
+
+def test_sizes_are_shared_out_among_the_epochs():
+    assert [epoch_size(epoch, 5, (16, 24, 32)) for epoch in range(1, 6)] == [16, 16, 24, 24, 32]
+    assert epoch_size(9, 5, (16, 24)) == 24 and epoch_size(0, 5, (16,)) is None
+    assert epoch_size(1, 5, ()) is None
+
+
+def test_images_of_another_side_are_augmented_at_their_own():
+    images = blank(30, 255, side=64)
+    for dataset in augmented(images, padding=8, cutout_size=32, rotate_degrees=10, flip=True):
+        pictures = seen(dataset)
+        assert pictures.shape == (30, 3, 64, 64)
+        assert (pictures[:, 0, :, 63] > 1).any(), "the right edge is shown, too"
+
+
+def test_our_sampler_can_begin_in_the_middle_of_an_epoch():
+    sampler = EpochSampler(10, seed=1)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    sampler.start = 4
+    assert list(sampler) == whole[4:] and {epoch for epoch, _ in whole} == {3}
+    sampler.set_epoch(3)
+    assert list(sampler) == whole, "a new epoch begins at its beginning"
+    assert [index for _, index in EpochSampler(5, 1, shuffle=False)] == [0, 1, 2, 3, 4]
+
+
+class Folder:
+    """Like torchvision's ImageFolder: items by number, and no seed."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.full((3, 8, 8), float(index)), index
+
+
+@pytest.mark.parametrize("dataset", [Folder(), TensorDataset(torch.arange(12.0), torch.arange(12))])
+def test_a_loader_takes_any_data_set(dataset):
+    torch.manual_seed(0)
+    for shuffle in (True, False):
+        loader = make_loader(dataset, 5, shuffle=shuffle, workers=0)
+        labels = torch.cat([labels for _, labels in loader]).tolist()
+        assert sorted(labels) == list(range(12)) and (labels != sorted(labels)) is shuffle

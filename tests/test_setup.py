@@ -1,10 +1,10 @@
-"""Set-up: one place for the settings, pins that fit the ranges, a careful repair, checks that notice."""
+"""Set-up: one place for settings, pins that fit the ranges, a careful repair, checks that see."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
-from configparser import ConfigParser
 from importlib.metadata import distributions, entry_points, version
 from pathlib import Path
 
@@ -13,66 +13,79 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def script(name):
-    "A file of scripts/ as a module."
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def settings():
-    config = ConfigParser()
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return config["DEFAULT"]
+from scripts import repair_torchvision
+from scripts.project import ROOT, SETTINGS
+from scripts.publish.build_readme import from_top
+from scripts.publish.run_notebooks import faults
 
 
 @pytest.fixture
 def repair(monkeypatch, tmp_path):
-    "The repair script, in a virtual environment whose site-packages is `tmp_path`."
-    module = script("repair_torchvision")
+    """The repair script, in a virtual environment whose site-packages is `tmp_path`."""
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(module, "compiled_library_fails", lambda spec: True)
-    return module
+    monkeypatch.setattr(repair_torchvision, "compiled_library_fails", lambda spec: True)
+    return repair_torchvision
 
 
-def test_what_is_installed_is_what_settings_say(settings):
-    assert version("cifar_cam_lib") == settings["version"]
+def test_what_is_installed_is_what_settings_say():
+    assert version("cifar_cam_lib") == SETTINGS["version"]
     (command,) = entry_points(group="console_scripts", name="cifar-cam")
-    assert f"cifar-cam={command.value}" == settings["console_scripts"]
+    assert f"cifar-cam={command.value}" == SETTINGS["console_scripts"]
 
 
-def test_pins_fit_the_ranges(settings):
-    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+def test_pins_fit_the_ranges():
+    lines = [
+        line.partition("#")[0].strip()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    ]
     pins = dict(re.split("==", line.lower().replace("_", "-")) for line in lines if line)
-    for requirement in map(Requirement, (settings["requirements"] + settings["dev_requirements"]).split()):
+    for requirement in map(
+        Requirement, (SETTINGS["requirements"] + SETTINGS["dev_requirements"]).split()
+    ):
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
 
 
-def test_what_is_pinned_runs_on_the_oldest_python(settings):
-    oldest, pinned = f"{settings['min_python']}.0", (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
-    needs = {found.name: found.metadata["Requires-Python"] for found in distributions() if f"{found.name.lower().replace('_', '-')}==" in pinned}
-    assert len(needs) > 100 and [name for name, range_ in needs.items() if range_ and not SpecifierSet(range_).contains(oldest)] == []
+def test_what_is_pinned_runs_on_the_oldest_python():
+    oldest, pinned = (
+        f"{SETTINGS['min_python']}.0",
+        (ROOT / "constraints.txt").read_text().lower().replace("_", "-"),
+    )
+    needs = {
+        found.name: found.metadata["Requires-Python"]
+        for found in distributions()
+        if f"{found.name.lower().replace('_', '-')}==" in pinned
+    }
+    assert (
+        len(needs) > 100
+        and [
+            name
+            for name, range_ in needs.items()
+            if range_ and not SpecifierSet(range_).contains(oldest)
+        ]
+        == []
+    )
 
 
-def test_the_library_needs_no_nbdev(settings):
-    names = {Requirement(line).name for line in settings["requirements"].split()}
+def test_the_library_needs_no_nbdev():
+    names = {Requirement(line).name for line in SETTINGS["requirements"].split()}
     assert "torch" in names
     assert not names & {"nbdev", "fastcore", "execnb", "jupyterlab"}
     imports = re.compile(r"^\s*(?:import|from)\s+(nbdev|fastcore|execnb)\b", re.MULTILINE)
-    assert [path.name for path in (ROOT / "cifar_cam_lib").glob("*.py") if imports.search(path.read_text())] == []
+    assert [
+        path.name
+        for path in (ROOT / "cifar_cam_lib").glob("*.py")
+        if imports.search(path.read_text())
+    ] == []
 
 
-def test_the_public_address_is_the_one_in_settings(settings):
+def test_the_public_address_is_the_one_in_settings():
     files = [ROOT / "README.md", *(ROOT / "nbs").rglob("*.ipynb")]
-    address = re.compile(rf"github(?:\.com)?/([\w-]+)/{settings['repo']}\b")
-    owners = {owner for path in files for owner in address.findall(path.read_text(encoding="utf-8"))}
-    assert owners <= {settings["user"]}
+    address = re.compile(rf"github(?:\.com)?/([\w-]+)/{SETTINGS['repo']}\b")
+    owners = {
+        owner for path in files for owner in address.findall(path.read_text(encoding="utf-8"))
+    }
+    assert owners <= {SETTINGS["user"]}
 
 
 def test_repair_refuses_outside_a_virtual_environment(repair, monkeypatch, capsys, tmp_path):
@@ -90,7 +103,9 @@ def test_repair_leaves_a_healthy_torchvision_alone(repair, monkeypatch, tmp_path
 
 
 def test_repair_leaves_other_faults_alone(repair, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(repair, "import_error", lambda: "ModuleNotFoundError: No module named 'PIL'")
+    monkeypatch.setattr(
+        repair, "import_error", lambda: "ModuleNotFoundError: No module named 'PIL'"
+    )
     assert repair.main() == 1
     assert "No module named 'PIL'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
@@ -104,39 +119,69 @@ def test_repair_leaves_a_matching_compiled_library_alone(repair, monkeypatch, tm
 
 
 def test_repair_installs_two_files_once_and_says_so(repair, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(repair, "import_error", lambda: "" if list(tmp_path.glob("*.pth")) else repair.MISSING)
+    monkeypatch.setattr(
+        repair, "import_error", lambda: "" if list(tmp_path.glob("*.pth")) else repair.MISSING
+    )
     for _ in range(2):
         assert repair.main() == 0
         assert "repaired" in capsys.readouterr().out
-        assert {path.name for path in tmp_path.iterdir()} == {"repair_torchvision.pth", "repair_torchvision.py"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "repair_torchvision.pth",
+            "repair_torchvision.py",
+        }
 
 
 def test_torch_built_for_cuda_is_left_alone(monkeypatch):
     monkeypatch.setattr("torch.version.cuda", "12.6")
-    repair = script("repair_torchvision")
-    assert not repair.compiled_library_fails(importlib.util.find_spec("torchvision"))
+    spec = importlib.util.find_spec("torchvision")
+    assert not repair_torchvision.compiled_library_fails(spec)
 
 
 def test_what_a_notebook_must_not_hold():
-    faults = script("run_notebooks").faults
-
     def of(text, **metadata):
         cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text=text)])
         return list(faults(nbformat.v4.new_notebook(cells=[cell], metadata=metadata)))
 
     assert of("see /content/data and https://example.org/home/page") == []
-    for folder in ("/" + "home/ann/data", "/" + "root/x.py:3: Warning", "C:" + r"\Users\ann", f"{ROOT}/nbs"):
+    for folder in (
+        "/" + "home/ann/data",
+        "/" + "root/x.py:3: Warning",
+        "C:" + r"\Users\ann",
+        f"{ROOT}/nbs",
+    ):
         assert len(of(f"saved in '{folder}'")) == 1, folder
     assert "widget" in of("", widgets={})[0]
 
 
+SCRIPTS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "scripts").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_fits_the_library_and_says_how_to_run_it(name):
+    module = importlib.import_module(name)
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    if 'if __name__ == "__main__"' in source:
+        path = Path(module.__file__).relative_to(ROOT).as_posix()
+        assert f"python -m {name}" in module.__doc__ or f"python {path}" in module.__doc__
+
+
 def test_readme_links_hold_from_the_top_folder():
-    from_top = script("build_readme").from_top
     assert from_top("![map](figures/a.png) [chapter](01_data.ipynb#x)") == (
         "![map](nbs/figures/a.png) [chapter](nbs/01_data.ipynb#x)"
     )
-    assert from_top('<img src="figures/a.png"> [MIT](../LICENSE)') == '<img src="nbs/figures/a.png"> [MIT](LICENSE)'
-    for same in ("[web](https://example.org/a)", "[here](#part)", "`[code](a.png)`", "```\n[code](a.png)\n```"):
+    assert (
+        from_top('<img src="figures/a.png"> [MIT](../LICENSE)')
+        == '<img src="nbs/figures/a.png"> [MIT](LICENSE)'
+    )
+    for same in (
+        "[web](https://example.org/a)",
+        "[here](#part)",
+        "`[code](a.png)`",
+        "```\n[code](a.png)\n```",
+    ):
         assert from_top(same) == same
 
 

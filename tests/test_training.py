@@ -1,21 +1,48 @@
-"""Optimizers against PyTorch's, losses that are not finite, and 16 bits."""
+"""Optimizers against PyTorch, losses that are not finite, 16 bits, and what a resumed run needs."""
 
-import functools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from cifar_cam_lib.data import BatchedImages, draw_once, LabelledImages, make_loader, source_pixels
+from cifar_cam_lib.data import (
+    TransformedImages,
+    draw_once,
+    evaluation_transform,
+    make_loader,
+)
+from cifar_cam_lib.fast import BatchedImages, Muon, orthogonalise, widen
 from cifar_cam_lib.model import resnet18
-from cifar_cam_lib.training import History, Muon, fit, load_checkpoint, make_optimizer, make_schedule, orthogonalise, save_checkpoint, train_epoch
+from cifar_cam_lib.training import (
+    Training,
+    fit,
+    load_checkpoint,
+    load_model,
+    load_shipped_model,
+    make_optimizer,
+    make_schedule,
+    predict,
+    save_checkpoint,
+    save_weights,
+    train_epoch,
+)
+from cifar_cam_lib.trust import randomise
 
 
-def loader(count=120, batch_size=40):
-    images, labels, _ = draw_once(count, "train")
-    sources = functools.partial(source_pixels, rotate_degrees=0, padding=2, flip=True, cutout_size=0)
-    return make_loader(BatchedImages(LabelledImages(images, labels), sources, 0), batch_size, True, 0)
+def loader(count=120, batch_size=40, side=8, epochs=2):
+    """Drawn pictures, shrunk so that a step takes no time."""
+    sizes = {"image_sizes": (side,), "epochs": epochs}
+    dataset = BatchedImages(draw_once(count, "train"), 0, padding=2, flip=True, **sizes)
+    return make_loader(dataset, batch_size, True, 0)
+
+
+def first_epoch(**options):
+    """The same loader, told that its first epoch comes."""
+    found = loader(**options)
+    found.sampler.set_epoch(1)
+    return found
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8), (1, 9)])
@@ -23,21 +50,28 @@ def test_orthogonalise_follows_the_singular_vectors(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    values = torch.linalg.svdvals(orthogonalise(matrix))
-    assert 0.3 < values.min() and values.max() < 1.3 and orthogonalise(matrix).shape == shape
-    assert ((left @ right) * orthogonalise(matrix)).sum() / (left @ right).norm() / orthogonalise(matrix).norm() > 0.9
-    assert torch.allclose(orthogonalise(1e-3 * matrix), orthogonalise(1e3 * matrix), atol=1e-3), "the size of the gradient does not count"
+    ours, exact = orthogonalise(matrix), left @ right
+    values = torch.linalg.svdvals(ours)
+    assert values.min() > 0.3 and values.max() < 1.3 and ours.shape == shape
+    assert (exact * ours).sum() / exact.norm() / ours.norm() > 0.9
+    assert torch.allclose(orthogonalise(1e-3 * matrix), orthogonalise(1e3 * matrix), atol=1e-3), (
+        "the size of the gradient does not count"
+    )
 
 
-@pytest.mark.parametrize(("rows", "momentum", "weight_decay"), [(6, 0.6, 0.3), (30, 0.95, 0.0), (6, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("rows", "momentum", "weight_decay"), [(6, 0.6, 0.3), (30, 0.95, 0.0), (6, 0.0, 1.0)]
+)
 def test_muon_is_that_of_pytorch(rows, momentum, weight_decay, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # the reference rounds to bfloat16 by that method; here it keeps float32
+    # The reference rounds to bfloat16 by that method; here it keeps float32.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, rows, 2, bias=False))
     theirs = nn.Parameter(model[1].weight.detach().flatten(1).clone())
     start = theirs.detach().clone()
     ours = Muon(model, 0.05, momentum, weight_decay)
-    reference = torch.optim.Muon([theirs], lr=0.05, momentum=momentum, weight_decay=weight_decay, nesterov=True)
+    options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": True}
+    reference = torch.optim.Muon([theirs], lr=0.05, **options)
     for _ in range(4):
         model(torch.randn(8, 3, 5, 5)).square().mean().backward()
         theirs.grad = model[1].weight.grad.flatten(1).clone()
@@ -53,45 +87,169 @@ def test_muon_leaves_everything_else_to_adamw():
     model, twin = resnet18(width=4), resnet18(width=4)
     twin.load_state_dict(model.state_dict())
     ours = Muon(model, 0.02, 0.6, 0.3)
-    others = [parameter for parameter in twin.parameters() if parameter.ndim != 4] + [twin.stem[0].weight]
+    others = [parameter for parameter in twin.parameters() if parameter.ndim != 4]
+    others.append(twin.stem[0].weight)
     reference = torch.optim.AdamW(others, 0.002, weight_decay=0)
     for net, optimizer in ((model, ours), (twin, reference)):
         net(torch.ones(2, 3, 8, 8)).square().mean().backward()
         optimizer.step()
-    assert torch.equal(model.head.weight, twin.head.weight) and torch.equal(model.stem[0].weight, twin.stem[0].weight)
+    assert torch.equal(model.head.weight, twin.head.weight)
+    assert torch.equal(model.stem[0].weight, twin.stem[0].weight)
     assert not torch.equal(model.layer1[0].conv1.weight, twin.layer1[0].conv1.weight)
     assert sum(len(group["params"]) for group in ours.param_groups) == len(list(model.parameters()))
 
 
-def test_muon_goes_on_from_a_checkpoint(tmp_path):
-    def start():
-        torch.manual_seed(0)
-        model = resnet18(width=4)
-        optimizer = make_optimizer(model, "muon", 0.02, 0.6, 0.1)
-        return model, optimizer, make_schedule(optimizer, "one-cycle", 2 * len(loader()))
+def test_muon_takes_a_closure_as_all_optimizers_of_pytorch_do():
+    torch.manual_seed(0)
+    model, twin = resnet18(width=2), resnet18(width=2)
+    twin.load_state_dict(model.state_dict())
+    images, first, second = (
+        torch.randn(2, 3, 8, 8),
+        Muon(model, 0.02, 0.9, 0),
+        Muon(twin, 0.02, 0.9, 0),
+    )
+    calls = []
 
-    def go_on(model, optimizer, schedule, history, epochs):
-        passes = fit(model, loader(), {}, optimizer, schedule, 2, (8,), 0.0, 0.0, "sum", first_epoch=len(history.epochs) + 1)
-        for _, (row, steps) in zip(range(epochs), passes):
-            history.add(row, steps)
-        return model
+    def closure():
+        first.zero_grad()
+        loss = model(images).square().mean()
+        loss.backward()
+        calls.append(loss)
+        return loss
 
-    whole = go_on(*start(), History(), 2)
-    model, optimizer, schedule = start()
-    history = History()
-    go_on(model, optimizer, schedule, history, 1)
-    save_checkpoint(tmp_path / "checkpoint.pt", model, optimizer, schedule, history)
-    fresh = start()
-    resumed = go_on(*fresh, load_checkpoint(tmp_path / "checkpoint.pt", *fresh), 1)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+    assert first.step(closure) is calls[0] and len(calls) == 1
+    twin(images).square().mean().backward()
+    assert second.step() is None
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+
+
+def muon_training(precision=torch.float32):
+    torch.manual_seed(0)
+    model = resnet18(width=4)
+    optimizer = Muon(model, 0.02, 0.6, 0.1)
+    schedule = make_schedule(optimizer, "one-cycle", 2 * len(loader()))
+    return Training(model, optimizer, schedule, precision)
+
+
+def same_weights(one, other):
+    weights = one.model.parameters(), other.model.parameters()
+    return all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def train(training, epochs=2):
+    """Finish this many epochs of a training of two."""
+    passes = fit(training, loader(), {}, 2)
+    for _ in range(len(training.history.epochs), epochs):
+        next(passes)
+    return training
+
+
+def without_seconds(training):
+    return [{**row, "seconds": 0} for row in training.history.epochs]
+
+
+def test_muon_continues_from_a_checkpoint(tmp_path):
+    whole, part, resumed = train(muon_training()), train(muon_training(), 1), muon_training()
+    save_checkpoint(tmp_path / "checkpoint.pt", part)
+    load_checkpoint(tmp_path / "checkpoint.pt", resumed)
+    assert [row["epoch"] for row in resumed.history.epochs] == [1]
+    assert same_weights(whole, train(resumed))
+    assert without_seconds(whole) == without_seconds(resumed)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def interrupt_after(steps):
+    """A loss function that lets so many steps pass."""
+    calls = []
+
+    def loss_function(logits, labels):
+        calls.append(1)
+        if len(calls) > steps:
+            raise InterruptionError
+        return nn.functional.cross_entropy(logits, labels)
+
+    return loss_function
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_run_continues_in_the_middle_of_an_epoch(steps, precision, tmp_path):
+    """To the last bit, whatever was saved: place, sums, generators, state of the loss scaler."""
+    path, whole = tmp_path / "checkpoint.pt", train(muon_training(precision))
+    part = muon_training(precision)
+    with pytest.raises(InterruptionError):
+        list(fit(part, loader(), {}, 2, interrupt_after(steps)))
+    save_checkpoint(path, part)
+    state = torch.load(path, weights_only=True)
+    assert bool(state["scaler"]) is (precision is torch.float16)
+    assert len(state["history_steps"]) + len(state["steps"]) == steps
+    torch.manual_seed(99)
+    resumed = muon_training(precision)
+    with torch.no_grad():
+        resumed.model.head.weight.zero_()
+    load_checkpoint(path, resumed)
+    assert resumed.scaler.state_dict() == part.scaler.state_dict()
+    train(resumed)
+    assert same_weights(whole, resumed)
+    assert without_seconds(whole) == without_seconds(resumed)
+    steps_of = [training.history.steps for training in (whole, resumed)]
+    assert steps_of[0] == steps_of[1] and len(steps_of[0]) == 6 and resumed.steps == []
+    assert whole.scaler.state_dict() == resumed.scaler.state_dict()
+
+
+class Interruption:
+    """A loader that is interrupted before its first batch."""
+
+    def __iter__(self):
+        raise InterruptionError
+
+
+def test_a_run_continues_after_the_last_step_of_an_epoch(tmp_path):
+    """As after an interruption of the evaluation: the steps are done, the row isn't written."""
+    whole, part, resumed = train(muon_training()), muon_training(), muon_training()
+    with pytest.raises(InterruptionError):
+        list(fit(part, loader(), {"validation": Interruption()}, 2))
+    save_checkpoint(tmp_path / "checkpoint.pt", part)
+    load_checkpoint(tmp_path / "checkpoint.pt", resumed)
+    assert (len(resumed.steps), resumed.history.epochs) == (3, [])
+    train(resumed)
+    assert same_weights(whole, resumed)
+    assert without_seconds(whole) == without_seconds(resumed)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, muon_training())
+    model = resnet18(width=2)
+    with pytest.raises(OSError, match="is not a checkpoint of this training"):
+        load_checkpoint(path, Training(model, Muon(model, 0.1, 0.9, 0)))
+    path.write_bytes(b"no zip")
+    with pytest.raises(OSError, match="is not a checkpoint of this training"):
+        load_checkpoint(path, muon_training())
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.pt", muon_training())
 
 
 def test_the_first_step_without_a_finite_loss_is_named():
     model = resnet18(width=4)
-    optimizer = make_optimizer(model, "sgd", 0.0, 0, 0)
-    batches = [(images.mul_(math.nan) if number == 1 else images, labels) for number, (images, labels) in enumerate(loader())]
+    training = Training(model, make_optimizer(model, "sgd", 0.0, 0, 0))
+    batches = [
+        (images.mul_(math.nan) if number == 1 else images, labels)
+        for number, (images, labels) in enumerate(first_epoch())
+    ]
     with pytest.raises(FloatingPointError, match="nan at step 2 of the epoch"):
-        train_epoch(model, batches, optimizer, None, 8, 0.0, 0.0, "sum")
+        train_epoch(training, batches)
+
+
+def test_a_loss_of_the_evaluation_that_is_not_finite_stops_the_training():
+    model = resnet18(width=2)
+    training = Training(model, make_optimizer(model, "sgd", 0.0, 0, 0))
+    broken = DataLoader(TensorDataset(torch.full((4, 3, 8, 8), math.nan), torch.arange(4)), 2)
+    with pytest.raises(FloatingPointError, match="the loss is nan after epoch 1: try a lower"):
+        list(fit(training, loader(), {"validation": broken}, 1))
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -101,25 +259,143 @@ def test_sixteen_bits_train_like_float32(precision):
         torch.manual_seed(0)
         model = resnet18(width=8)
         optimizer = make_optimizer(model, "sgd", 0.02, 0.9, 0)
-        losses[kind] = train_epoch(model, loader(), optimizer, None, 16, 0.0, 0.0, "sum", kind)[0]
+        training = Training(model, optimizer, precision=kind)
+        losses[kind] = train_epoch(training, first_epoch(side=16))[0]
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    assert losses[precision] != losses[torch.float32] and losses[precision] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[precision] != losses[torch.float32]
+    assert losses[precision] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
 def test_muon_leaves_frozen_layers_alone():
     model = resnet18(width=2)
     model.layer1.requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer = make_optimizer(model, "muon", 0.02, 0.9, 0.01)
+    optimizer = Muon(model, 0.02, 0.9, 0.01)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
-    assert {name.split(".")[0] for name, weight in model.state_dict().items() if torch.equal(weight, before[name])} == {"layer1"}
+    after = model.state_dict()
+    same = {name.split(".")[0] for name in after if torch.equal(after[name], before[name])}
+    assert same == {"layer1"}
 
 
 def test_a_checkpoint_of_a_gpu_is_read_on_the_cpu(tmp_path, monkeypatch):
-    model, seen, load = resnet18(width=2), [], torch.load
-    optimizer = make_optimizer(model, "sgd", 0.1, 0.9, 0)
-    save_checkpoint(tmp_path / "checkpoint.pt", model, optimizer, None, History())
-    monkeypatch.setattr(torch, "load", lambda path, **options: seen.append(options) or load(path, **options))
-    load_checkpoint(tmp_path / "checkpoint.pt", model, optimizer, None)
+    training, seen, load = muon_training(), [], torch.load
+    save_checkpoint(tmp_path / "checkpoint.pt", training)
+
+    def spy(path, **options):
+        seen.append(options)
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    load_checkpoint(tmp_path / "checkpoint.pt", training)
     assert seen == [{"map_location": "cpu", "weights_only": True}]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fit_takes_an_ordinary_loader(shuffle):
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.randn(8, 3, 12, 12), torch.arange(8))
+    plain = DataLoader(dataset, 4, shuffle=shuffle)
+    model = resnet18(width=2)
+    training = Training(model, make_optimizer(model, "sgd", 0.1, 0.9, 0))
+    rows = list(fit(training, plain, {"test": DataLoader(dataset, 3)}, 2))
+    assert [row["epoch"] for row in rows] == [1, 2] and rows == training.history.epochs
+    assert {row["image_size"] for row in rows} == {12}, "the data's own size"
+
+
+def test_predict_shows_images_at_their_own_size():
+    model, seen = resnet18(width=2), []
+    model.stem[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-1]))
+    predict(model, DataLoader(TensorDataset(torch.zeros(2, 3, 64, 64), torch.zeros(2).long()), 2))
+    assert seen == [64]
+
+
+def test_evaluation_follows_the_size_of_the_epoch():
+    images, seen = draw_once(20, "train"), []
+    sizes = {"image_sizes": (8, 16), "epochs": 2}
+    dataset = TransformedImages(images, evaluation_transform(), 0, **sizes)
+    train_loader, evaluation_loader = (
+        make_loader(dataset, 10, shuffle=shuffle, workers=0) for shuffle in (True, False)
+    )
+    model = resnet18(width=2)
+    training = Training(model, make_optimizer(model, "sgd", 0.01, 0.9, 0))
+    model.stem[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[-1]))
+    rows = list(fit(training, train_loader, {"validation": evaluation_loader}, 2))
+    assert seen == [8] * 4 + [16] * 4 and [row["image_size"] for row in rows] == [8, 16]
+    seen.clear()
+    predict(model, evaluation_loader)
+    assert seen == [32, 32], "after training, images have their own size again"
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "compiled and parallel": lambda model: nn.DataParallel(torch.compile(model)),
+    "parallel and compiled": lambda model: torch.compile(nn.DataParallel(model)),
+}
+
+
+def partly_compiled(model):
+    model.layer2 = torch.compile(model.layer2)
+    model.layer4[1] = torch.compile(model.layer4[1])
+    return model
+
+
+@pytest.mark.parametrize("wrap", [*WRAPPERS.values(), partly_compiled], ids=[*WRAPPERS, "partly"])
+def test_weights_of_a_wrapped_network_are_its_own(wrap, tmp_path):
+    torch.manual_seed(0)
+    model = resnet18(width=2)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wrapped = wrap(model)
+    save_weights(wrapped, tmp_path / "weights.safetensors")
+    loaded = load_model(tmp_path / "weights.safetensors").state_dict()
+    assert list(loaded) == list(plain)
+    assert all(torch.equal(loaded[name], plain[name]) for name in plain)
+    changed = randomise(wrapped, ("head",), seed=1)
+    assert not torch.equal(changed.head.weight, plain["head.weight"])
+    assert torch.equal(changed.stem[0].weight, plain["stem.0.weight"])
+    assert torch.equal(model.head.weight, plain["head.weight"]), "the model stays as it is"
+    wide = widen(wrapped, 2).eval()
+    images = torch.randn(2, 3, 8, 8)
+    assert wide.stem[0].out_channels == 4
+    with torch.no_grad():
+        narrow = load_model(tmp_path / "weights.safetensors")
+        assert torch.allclose(wide(images), narrow(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_checkpoint_of_a_wrapped_network_fits_a_plain_one(wrap, tmp_path):
+    wrapped, plain = muon_training(), muon_training()
+    wrapped.model = wrap(wrapped.model)
+    save_checkpoint(tmp_path / "checkpoint.pt", wrapped)
+    with torch.no_grad():
+        plain.model.head.weight.zero_()
+    load_checkpoint(tmp_path / "checkpoint.pt", plain)
+    assert torch.equal(plain.model.head.weight, muon_training().model.head.weight)
+
+
+def test_names_that_are_unknown_are_refused():
+    model = resnet18(width=2)
+    with pytest.raises(ValueError, match="unknown optimizer 'adam': known are 'sgd' and 'adamw'"):
+        make_optimizer(model, "adam", 0.1, 0.9, 0)
+    optimizer = make_optimizer(model, "sgd", 0.1, 0.9, 0)
+    with pytest.raises(ValueError, match="unknown schedule 'cosine': known are 'plateau'"):
+        make_schedule(optimizer, "cosine", 10)
+    with pytest.raises(ValueError, match="no trained network for 'imagenet': known are cifar10"):
+        load_shipped_model("imagenet")
+
+
+def test_weights_that_are_absent_or_damaged_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_model(path)
+    save_weights(resnet18(width=2), path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(OSError, match="is not a safetensors file, or is truncated"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("num_classes", "width"), [(0, 4), (10, 0), (10, -1)])
+def test_a_network_without_channels_or_classes_is_refused(num_classes, width):
+    with pytest.raises(ValueError, match=f"num_classes is {num_classes} and width {width}"):
+        resnet18(num_classes, width)

@@ -1,8 +1,7 @@
-"""The scores of chapter 7 against values by hand, its pictures against their promises, its numbers against their file."""
+"""The scores of chapter 7 against values by hand, its pictures and numbers against promises."""
 
 import json
 import re
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,14 +9,32 @@ import pytest
 import torch
 
 from cifar_cam_lib.data import as_batch
-from cifar_cam_lib.drawn import clue_colour, draw_pair, draw_pairs, draw_picture, draw_pictures, random_stream
+from cifar_cam_lib.drawn import (
+    clue_colour,
+    draw_pair,
+    draw_pairs,
+    draw_picture,
+    draw_pictures,
+    random_stream,
+)
 from cifar_cam_lib.gradcam import gradcam
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.training import load_shipped_model
-from cifar_cam_lib.trust import (PARTS, baseline_maps, cascade, energy_inside, erase_curve, points_inside, prefers_asked, randomise,
-                                 rank_correlation, ranks, train_small)
+from cifar_cam_lib.trust import (
+    PARTS,
+    baseline_maps,
+    cascade,
+    energy_in_mask,
+    perturbation_curve,
+    pointing_game,
+    randomise,
+    rank_correlation,
+    ranks,
+    target_preference,
+    train_small,
+)
+from scripts.project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 MAP = torch.tensor([[0.0, 1, 2, 0], [0, 3, 6, 0], [4, 0, 0, 0], [0, 0, 0, 4]])  # its sum is 20
 LEFT = torch.zeros(4, 4, dtype=torch.bool)
@@ -37,55 +54,68 @@ def trained():
 
 
 def test_scores_by_hand():
-    assert energy_inside(MAP, LEFT) == 8 / 20 and energy_inside(MAP, ~LEFT) == 12 / 20 and energy_inside(MAP, CORNER) == 4 / 20
-    assert points_inside(MAP, LEFT) == 0 and points_inside(MAP, ~LEFT) == 1
-    assert prefers_asked(MAP, LEFT, CORNER) == 1 and prefers_asked(MAP, CORNER, LEFT) == 0 and prefers_asked(MAP, CORNER, CORNER) == 0.5
+    assert energy_in_mask(MAP, LEFT) == 8 / 20 and energy_in_mask(MAP, ~LEFT) == 12 / 20
+    assert energy_in_mask(MAP, CORNER) == 4 / 20
+    assert pointing_game(MAP, LEFT) == 0 and pointing_game(MAP, ~LEFT) == 1
+    assert target_preference(MAP, LEFT, CORNER) == 1
+    assert target_preference(MAP, CORNER, LEFT) == 0
+    assert target_preference(MAP, CORNER, CORNER) == 0.5
 
 
 def test_scores_do_not_depend_on_the_scale_of_a_map():
     for scale in (1e-20, 1e6):
-        assert energy_inside(MAP * scale, LEFT).item() == pytest.approx(0.4, rel=1e-6)
-        assert points_inside(MAP * scale, ~LEFT) == 1 and prefers_asked(MAP * scale, LEFT, CORNER) == 1
+        assert energy_in_mask(MAP * scale, LEFT).item() == pytest.approx(0.4, rel=1e-6)
+        assert pointing_game(MAP * scale, ~LEFT) == 1
+        assert target_preference(MAP * scale, LEFT, CORNER) == 1
 
 
 def test_several_highest_pixels_share_the_point():
-    assert points_inside((MAP == 4).float(), CORNER) == 0.5
+    assert pointing_game((MAP == 4).float(), CORNER) == 0.5
 
 
 def test_an_empty_map_scores_as_a_guess():
     empty = torch.zeros(4, 4)
-    assert prefers_asked(empty, LEFT, CORNER) == 0.5
-    assert energy_inside(empty, LEFT) == points_inside(empty, LEFT) == 0.5
-    assert energy_inside(empty, CORNER) == points_inside(empty, CORNER) == 1 / 16
+    assert target_preference(empty, LEFT, CORNER) == 0.5
+    assert energy_in_mask(empty, LEFT) == pointing_game(empty, LEFT) == 0.5
+    assert energy_in_mask(empty, CORNER) == pointing_game(empty, CORNER) == 1 / 16
 
 
 def test_maps_that_ignore_the_question_score_exactly_one_half(pairs):
     masks, generator = torch.tensor(pairs[2]), torch.Generator().manual_seed(3)
     maps = torch.rand(180, 1, 32, 32, generator=generator) ** 4
-    for map_ in (maps, *(baseline[:, None] for baseline in baseline_maps(180).values())):
-        scores = prefers_asked(map_, masks, masks.flip(1))
+    for map_ in (maps, *(baseline[:, None] for baseline in baseline_maps(180, 32).values())):
+        scores = target_preference(map_, masks, masks.flip(1))
         assert (scores.sum(1) == 1).all() and scores.mean() == 0.5
 
 
 def test_baselines():
     baselines = baseline_maps(2000, side=16, seed=1)
     assert all(maps.shape == (2000, 16, 16) and maps.min() >= 0 for maps in baselines.values())
-    assert points_inside(baselines["centre"][0], torch.nn.functional.pad(torch.ones(2, 2), (7, 7, 7, 7)).bool()) == 1
+    middle = torch.nn.functional.pad(torch.ones(2, 2), (7, 7, 7, 7)).bool()
+    assert pointing_game(baselines["centre"][0], middle) == 1
     # Stationary noise: no place of it is brighter on average.
-    mean = baselines["random"].mean(0)
-    assert mean.sub(0.5).abs().max() < 0.01 and not torch.equal(baselines["random"], baseline_maps(2000, 16, seed=2)["random"])
+    random = baselines["random"]
+    assert random.mean(0).sub(0.5).abs().max() < 0.01
+    assert not torch.equal(random, baseline_maps(2000, 16, seed=2)["random"])
 
 
 def test_rank_correlation_is_spearmans():
-    assert ranks(torch.tensor([[3.0, 1, 3, 3], [1, 2, 3, 4]])).tolist() == [[3, 1, 3, 3], [1, 2, 3, 4]]
+    assert ranks(torch.tensor([[3.0, 1, 3, 3], [1, 2, 3, 4]])).tolist() == [
+        [3, 1, 3, 3],
+        [1, 2, 3, 4],
+    ]
     first, second = torch.tensor([[[1.0, 2], [3, 4]]]), torch.tensor([[[10.0, 30], [20, 40]]])
-    assert rank_correlation(first, second).item() == pytest.approx(1 - 6 * 2 / (4 * 15))  # two ranks differ by 1
+    assert rank_correlation(first, second).item() == pytest.approx(
+        1 - 6 * 2 / (4 * 15)
+    )  # two ranks differ by 1
     assert rank_correlation(first, torch.ones(1, 2, 2)).isnan()
 
 
 def test_rank_correlation_is_that_of_scipy():
     stats, generator = pytest.importorskip("scipy.stats"), torch.Generator().manual_seed(0)
-    first, second = (torch.randn(5, 8, 8, generator=generator).relu() for _ in range(2))  # half of the values are zero, so ties
+    first, second = (
+        torch.randn(5, 8, 8, generator=generator).relu() for _ in range(2)
+    )  # half of the values are zero, so ties
     theirs = [stats.spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(first, second)]
     assert rank_correlation(first, second).tolist() == pytest.approx(theirs, abs=1e-12)
 
@@ -93,13 +123,18 @@ def test_rank_correlation_is_that_of_scipy():
 def test_randomise_changes_the_named_parts_of_a_copy():
     torch.manual_seed(0)
     model = resnet18(width=4).eval()
-    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    before, state = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     changed = randomise(model, ("head", "layer4"), seed=1).state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in changed.items():
         if name.startswith(("head", "layer4")):
-            assert not torch.equal(value, before[name]) or "norm" in name or ".shortcut.1" in name  # fresh norms are ones and zeros
+            assert (
+                not torch.equal(value, before[name]) or "norm" in name or ".shortcut.1" in name
+            )  # fresh norms are ones and zeros
         else:
             assert torch.equal(value, before[name]), name
     again, other = (randomise(model, ("head",), seed).head.weight for seed in (1, 2))
@@ -119,24 +154,30 @@ def test_cascade_starts_at_one_and_keeps_what_it_has_drawn(trained):
     images = as_batch(draw_pictures(4, "test")[0])
     stages = list(cascade(trained, images, [0, 1, 2, 3], seed=0))
     assert [name for name, _, _ in stages] == ["trained", *PARTS]
-    assert all(torch.allclose(correlation, torch.ones(4).double()) for correlation in stages[0][2].values())
+    assert all(
+        torch.allclose(correlation, torch.ones(4).double()) for correlation in stages[0][2].values()
+    )
     expected = gradcam(randomise(trained, ("head", "layer4"), 0), images, [0, 1, 2, 3])
     assert torch.equal(stages[2][1]["layer3"], expected["layer3"])
 
 
 @pytest.mark.parametrize("steps", [1, 5, 16])
-def test_erase_curves_start_and_end_where_they_must(trained, steps):
-    images, maps, targets = as_batch(draw_pictures(6, "test")[0]), baseline_maps(6)["random"], torch.arange(6)
+def test_perturbation_curves_start_and_end_where_they_must(trained, steps):
+    images, targets = as_batch(draw_pictures(6, "test")[0]), torch.arange(6)
+    maps = baseline_maps(6, 32)["random"]
     with torch.no_grad():
         whole = trained(images).softmax(1).gather(1, targets[:, None])[:, 0]
         grey = trained(torch.zeros(6, 3, 32, 32)).softmax(1).gather(1, targets[:, None])[:, 0]
-    insertion, deletion = (erase_curve(trained, images, maps, targets, mode, steps) for mode in ("insertion", "deletion"))
+    insertion, deletion = (
+        perturbation_curve(trained, images, maps, targets, mode, steps)
+        for mode in ("insertion", "deletion")
+    )
     assert insertion.shape == deletion.shape == (6, steps + 1)
     for full, empty in ((insertion[:, -1], insertion[:, 0]), (deletion[:, 0], deletion[:, -1])):
         assert torch.allclose(full, whole, atol=1e-5) and torch.allclose(empty, grey, atol=1e-5)
 
 
-def test_erase_curve_by_hand():
+def test_perturbation_curve_by_hand():
     def two_logits(images):  # the first grows with the sum of all pixels, the second stays 0
         total = images.sum(dim=(1, 2, 3))
         return torch.stack([total, torch.zeros_like(total)], dim=1)
@@ -144,10 +185,12 @@ def test_erase_curve_by_hand():
     images = torch.tensor([[[[4.0, 2], [1, 0]]]])
     sums = {"deletion": [7, 3, 1, 0, 0], "insertion": [0, 4, 6, 7, 7]}  # the largest pixel first
     for mode, values in sums.items():
-        curve = erase_curve(two_logits, images, images[:, 0], torch.tensor([0]), mode, steps=4)
+        curve = perturbation_curve(
+            two_logits, images, images[:, 0], torch.tensor([0]), mode, steps=4
+        )
         assert torch.allclose(curve[0], torch.tensor(values).float().sigmoid())
     with pytest.raises(ValueError, match="unknown mode 'both'"):
-        erase_curve(two_logits, images, images[:, 0], torch.tensor([0]), "both")
+        perturbation_curve(two_logits, images, images[:, 0], torch.tensor([0]), "both")
 
 
 def test_equal_pixels_go_in_an_order_of_their_own():
@@ -157,56 +200,101 @@ def test_equal_pixels_go_in_an_order_of_their_own():
         seen.append(images[:, 0])
         return torch.zeros(2, 2)
 
-    erase_curve(spy, torch.ones(2, 1, 4, 4), ones, torch.zeros(2, dtype=torch.int64), "insertion", steps=16)
+    perturbation_curve(
+        spy, torch.ones(2, 1, 4, 4), ones, torch.zeros(2, dtype=torch.int64), "insertion", steps=16
+    )
     assert [int(images[0].sum()) for images in seen] == list(range(17))  # one pixel at a time
     assert all(torch.equal(images[0], images[1]) for images in seen)  # the same for every image
     first = [int(images[0].flatten().argmax()) for images in seen[1:2]]
-    assert not torch.equal(seen[8][0].flatten(), (torch.arange(16) < 8).float()), f"line by line, from {first}"
+    assert not torch.equal(seen[8][0].flatten(), (torch.arange(16) < 8).float()), (
+        f"line by line, from {first}"
+    )
 
 
 def test_pairs_keep_their_promises(pairs):
     images, labels, masks = pairs
-    assert images.shape == (180, 32, 32, 3) and images.dtype == np.uint8 and masks.dtype == bool and labels.dtype == np.int64
+    assert (
+        images.shape == (180, 32, 32, 3)
+        and images.dtype == np.uint8
+        and masks.dtype == bool
+        and labels.dtype == np.int64
+    )
     assert not masks.all(axis=1).any()  # no pixel belongs to both
     assert masks.sum(axis=(2, 3)).min() >= 30  # both can be seen
     counts = np.zeros((10, 10), int)
     np.add.at(counts, tuple(labels.T), 1)
     assert (counts == 2 * (1 - np.eye(10, dtype=int))).all()
-    assert abs(masks[:, 0].mean() / masks[:, 1].mean() - 1) < 0.15  # neither place of the pair is the larger one
+    assert (
+        abs(masks[:, 0].mean() / masks[:, 1].mean() - 1) < 0.15
+    )  # neither place of the pair is the larger one
 
 
 def test_pairs_are_fixed_by_seed_split_and_index(pairs):
     image, labels, masks = draw_pair(0, "test", 73)
-    assert (image == pairs[0][73]).all() and labels == pairs[1][73].tolist() and (masks == pairs[2][73]).all()
-    assert all((draw_pair(*other)[0] != image).any() for other in [(1, "test", 73), (0, "train", 73), (0, "test", 163)])
+    assert (
+        (image == pairs[0][73]).all()
+        and labels == pairs[1][73].tolist()
+        and (masks == pairs[2][73]).all()
+    )
+    assert all(
+        (draw_pair(*other)[0] != image).any()
+        for other in [(1, "test", 73), (0, "train", 73), (0, "test", 163)]
+    )
 
 
 def test_no_two_pictures_share_a_stream():
-    streams = [random_stream(seed, split, index, *kind) for seed in range(3) for split in ("train", "test") for index in range(12) for kind in ((), (1,))]
+    streams = [
+        random_stream(seed, split, index, *kind)
+        for seed in range(3)
+        for split in ("train", "test")
+        for index in range(12)
+        for kind in ((), (1,))
+    ]
     assert len({stream.integers(2**63) for stream in streams}) == len(streams)
 
 
 def test_a_clue_changes_the_background_only():
     plain, given_away, other_way = (draw_picture(0, "test", 8, clue) for clue in (None, 0, 5))
-    assert all((picture[2] == plain[2]).all() and picture[1] == 8 for picture in (given_away, other_way))
+    assert all(
+        (picture[2] == plain[2]).all() and picture[1] == 8 for picture in (given_away, other_way)
+    )
     for picture, label in ((given_away, 8), (other_way, 3)):
         mean = picture[0][~plain[2]].mean(axis=0)
-        assert np.linalg.norm(np.stack([clue_colour(number) for number in range(10)]) - mean, axis=1).argmin() == label
+        assert (
+            np.linalg.norm(
+                np.stack([clue_colour(number) for number in range(10)]) - mean, axis=1
+            ).argmin()
+            == label
+        )
     inside = plain[2]
-    assert (given_away[0] == other_way[0])[inside].mean() > 0.7  # but for its edges, the object is the same
+    assert (given_away[0] == other_way[0])[
+        inside
+    ].mean() > 0.7  # but for its edges, the object is the same
 
 
 def test_the_shipped_network_answers_the_question(trained, pairs):
-    images, labels, masks = as_batch(pairs[0][:90]), torch.tensor(pairs[1][:90]), torch.tensor(pairs[2][:90])
-    score = {name: prefers_asked(gradcam(network, images, labels, ("layer4",), score="log_probability")["layer4"], masks, masks.flip(1)).mean()
-             for name, network in (("trained", trained), ("random", randomise(trained, PARTS, seed=0)))}
+    images, labels, masks = (
+        as_batch(pairs[0][:90]),
+        torch.tensor(pairs[1][:90]),
+        torch.tensor(pairs[2][:90]),
+    )
+    score = {
+        name: target_preference(
+            gradcam(network, images, labels, ("layer4",), score="log_probability")["layer4"],
+            masks,
+            masks.flip(1),
+        ).mean()
+        for name, network in (("trained", trained), ("random", randomise(trained, PARTS, seed=0)))
+    }
     assert score["trained"] > 0.95 and 0.3 < score["random"] < 0.6
 
 
 def test_train_small_repeats_itself():
     pictures, labels, _ = draw_pictures(40, "train", clue=0)
     first, second = (train_small(pictures, labels, seed=1, width=4, epochs=1) for _ in range(2))
-    assert not first.training and all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert not first.training and all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -215,37 +303,64 @@ def record():
 
 
 def test_the_record_says_where_its_numbers_come_from(record):
-    assert record["command"] == "python scripts/measure_trust.py --out results/trust.json"
-    assert {"seed", "data", "versions", "device", "threads", "seconds"} <= set(record) and record["versions"]["torch"]
+    old, new = "python scripts/measure_trust.py", "python -m scripts.measure.measure_trust"
+    assert record["command"] in (f"{script} --out results/trust.json" for script in (old, new))
+    assert {"seed", "data", "versions", "device", "threads", "seconds"} <= set(record)
+    assert record["versions"]["torch"]
     assert record["pairs"]["questions"] == 2 * record["pairs"]["count"] >= 1000
-    assert record["single"]["count"] >= 1000 and record["erasing"]["count"] >= 200 and len(record["pairs"]["maps"]["random, gradcam, logit"]["layer4"]["seeds"]) >= 5
+    assert record["single"]["count"] >= 1000 and record["erasing"]["count"] >= 200
+    assert len(record["pairs"]["maps"]["random, gradcam, logit"]["layer4"]["seeds"]) >= 5
     text = json.dumps(record)
     assert not re.search(r"/(home|root|tmp|Users)/|NaN|Infinity", text)
 
     def summaries(part):
         if isinstance(part, dict):
-            yield from [part] if "mean" in part else [found for value in part.values() for found in summaries(value)]
+            yield from (
+                [part]
+                if "mean" in part
+                else [found for value in part.values() for found in summaries(value)]
+            )
 
     assert all({"standard_error", "count"} <= set(summary) for summary in summaries(record))
 
 
 def test_the_record_supports_what_the_chapter_asserts(record):
     maps = record["pairs"]["maps"]
-    assert maps["trained, gradcam, log_probability"]["layer4"]["mean"] > 0.95 > maps["trained, gradcam, logit"]["layer4"]["mean"] > 0.85
-    assert all(0.3 < maps[name][layer]["mean"] < 0.6 for name in maps if name.startswith("random") for layer in LAYERS)
+    assert maps["trained, gradcam, log_probability"]["layer4"]["mean"] > 0.95
+    assert 0.85 < maps["trained, gradcam, logit"]["layer4"]["mean"] < 0.95
+    assert all(
+        0.3 < maps[name][layer]["mean"] < 0.6
+        for name in maps
+        if name.startswith("random")
+        for layer in LAYERS
+    )
     assert all(value == 0.5 for value in record["pairs"]["baselines"].values())
     energy = record["single"]["energy_inside"]
-    assert energy["baselines"]["centre"]["mean"] > energy["maps"]["trained, gradcam, logit"]["layer4"]["mean"] > 1.5 * energy["baselines"]["uniform"]["mean"]
+    assert (
+        energy["baselines"]["centre"]["mean"]
+        > energy["maps"]["trained, gradcam, logit"]["layer4"]["mean"]
+        > 1.5 * energy["baselines"]["uniform"]["mean"]
+    )
     hans = record["clever_hans"]["networks"]
-    assert hans["clever"]["accuracy"]["0"]["mean"] > 0.9 and hans["clever"]["accuracy"]["5"]["mean"] < 0.1
-    assert all(hans["clever"]["energy_inside"][layer]["mean"] < 0.6 * hans["honest"]["energy_inside"][layer]["mean"] for layer in LAYERS)
+    assert (
+        hans["clever"]["accuracy"]["0"]["mean"] > 0.9
+        and hans["clever"]["accuracy"]["5"]["mean"] < 0.1
+    )
+    assert all(
+        hans["clever"]["energy_inside"][layer]["mean"]
+        < 0.6 * hans["honest"]["energy_inside"][layer]["mean"]
+        for layer in LAYERS
+    )
 
 
 def test_the_chapter_shows_the_numbers_of_the_record(record):
     cells = nbformat.read(ROOT / "nbs" / "07_trust.ipynb", as_version=4).cells
     shown = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
     for name, by_layer in record["pairs"]["maps"].items():
-        assert name + " " * (34 - len(name)) + "".join(f"{value['mean']:9.3f} ±{value['standard_error']:.3f}" for value in by_layer.values()) in shown
+        row = f"{name:34}"
+        for value in by_layer.values():
+            row += f"{value['mean']:9.3f} ±{value['standard_error']:.3f}"
+        assert row in shown
     words = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
     headline = record["pairs"]["maps"]["trained, gradcam, log_probability"]["layer4"]["mean"]
     assert f"{headline:.3f}" in words
@@ -254,6 +369,11 @@ def test_the_chapter_shows_the_numbers_of_the_record(record):
 def test_a_map_with_nan_gets_no_score():
     spoilt, empty = MAP.clone(), torch.zeros(4, 4)
     spoilt[1, 1] = torch.nan
-    for score in (energy_inside(spoilt, LEFT), prefers_asked(spoilt, LEFT, ~LEFT), points_inside(spoilt, LEFT), rank_correlation(spoilt[None], spoilt[None])):
+    for score in (
+        energy_in_mask(spoilt, LEFT),
+        target_preference(spoilt, LEFT, ~LEFT),
+        pointing_game(spoilt, LEFT),
+        rank_correlation(spoilt[None], spoilt[None]),
+    ):
         assert score.isnan().all()
-    assert energy_inside(empty, CORNER) == 1 / 16 and prefers_asked(empty, LEFT, ~LEFT) == 0.5
+    assert energy_in_mask(empty, CORNER) == 1 / 16 and target_preference(empty, LEFT, ~LEFT) == 0.5

@@ -1,13 +1,12 @@
-"""The wheel holds the modules, the shipped weights and the command, and none of the tools that made it."""
+"""The wheel holds the modules, the shipped weights and the command, and no tool that made it."""
 
 import subprocess
 import sys
-from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.project import ROOT, SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +20,24 @@ def wheel(tmp_path_factory, checkout):
 
 
 def test_modules_and_weights_are_in_the_wheel(wheel):
-    files = [path for path in (ROOT / "cifar_cam_lib").rglob("*") if path.suffix in {".py", ".safetensors"}]
+    files = [
+        path
+        for path in (ROOT / "cifar_cam_lib").rglob("*")
+        if path.suffix in {".py", ".safetensors"}
+    ]
     assert {path.suffix for path in files} == {".py", ".safetensors"}
     assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
 
 
 def test_command_and_requirements_are_in_the_wheel(wheel):
     (folder,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
-    assert "cifar-cam = cifar_cam_lib.main:cli" in wheel.read(f"{folder}/entry_points.txt").decode()
+    command = SETTINGS["console_scripts"].replace("=", " = ")
+    assert command in wheel.read(f"{folder}/entry_points.txt").decode()
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert "Requires-Python: >=3.11" in metadata
     assert "Requires-Dist: torch>=2.9\n" in metadata
-    assert all("extra ==" in line for line in metadata.splitlines() if line.startswith("Requires-Dist: nbdev"))
+    assert all(
+        "extra ==" in line
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: nbdev")
+    )

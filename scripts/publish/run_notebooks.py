@@ -1,12 +1,11 @@
 """Runs notebooks from top to bottom, each in a kernel of its own, and saves their outputs.
 
-    .venv/bin/python scripts/run_notebooks.py                    all of them
-    .venv/bin/python scripts/run_notebooks.py nbs/01_data.ipynb  some
-    .venv/bin/python scripts/run_notebooks.py --fast             without the cells marked `#| slow`
-    .venv/bin/python scripts/run_notebooks.py --check            run nothing; look only at what is saved
+    .venv/bin/python -m scripts.publish.run_notebooks                    all of them
+    .venv/bin/python -m scripts.publish.run_notebooks nbs/01_data.ipynb  some
+    .venv/bin/python -m scripts.publish.run_notebooks --check            look only at what is saved
 
-Cells that do not run (`#| eval: false`, and with --fast `#| slow`) keep the outputs they have. A notebook with a
-failure, or an output that names a folder of this computer, is not saved.
+Cells marked `#| eval: false` don't run and keep the outputs that they have. A notebook with a
+failure, or with an output that names a folder of this computer, isn't saved.
 """
 
 import argparse
@@ -21,20 +20,25 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbdev.clean import nbdev_clean
 
-ROOT = Path(__file__).resolve().parent.parent
-# Folders of one computer: this one's, or the usual homes and temporary folders. Colab's /content is for everybody.
+from scripts.project import ROOT
+
+# Folders of one computer: this one's, or the usual homes and temporary folders. Colab's /content
+# is for everybody.
 ONE_COMPUTER = re.compile(
     rf"({re.escape(str(ROOT))}/|(?<![\w.-])/(home|root|Users|tmp|var/folders)/|[A-Z]:\\(Users|Windows))[^\s'\"]*"
 )
 
 
-class Client(NotebookClient):
-    "Runs the cells that do not carry one of the marks in `skipped`."
+# So that `nbconvert --to script` writes .py; without the version, which differs by machine.
+LANGUAGE = {"file_extension": ".py", "name": "python", "nbconvert_exporter": "python"}
+NOT_RUN = re.compile(r"^#\|\s*eval:\s*false\b", re.MULTILINE)
 
-    skipped = None  # regular expression
+
+class Client(NotebookClient):
+    "Runs the cells that are not marked `#| eval: false`."
 
     async def async_execute_cell(self, cell, cell_index, **options):
-        if cell.cell_type == "code" and self.skipped.search(cell.source):
+        if cell.cell_type == "code" and NOT_RUN.search(cell.source):
             return cell
         return await super().async_execute_cell(cell, cell_index, **options)
 
@@ -46,7 +50,9 @@ def written(
     yield cell.source
     for output in cell.get("outputs", []):
         yield output.get("text", "")
-        yield from (text for kind, text in output.get("data", {}).items() if kind.startswith("text/"))
+        yield from (
+            text for kind, text in output.get("data", {}).items() if kind.startswith("text/")
+        )
 
 
 def faults(
@@ -61,14 +67,18 @@ def faults(
                 yield f"cell {number} names a folder of one computer: {path[0]}"
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             yield f"cell {number} holds an error as its output"
-        if any("widget-view" in kind for output in cell.get("outputs", []) for kind in output.get("data", {})):
+        if any(
+            "widget-view" in kind
+            for output in cell.get("outputs", [])
+            for kind in output.get("data", {})
+        ):
             yield f"cell {number} shows a widget, which no saved page can"
 
 
 def add_alternative_text(
     notebook,  # a notebook that has run
 ):
-    "Give each saved picture the words of its cell's `#| fig-alt:`, where Jupyter and nbconvert look for them."
+    "Give each saved picture the words of its `#| fig-alt:`, in the place where nbconvert looks."
     for cell in notebook.cells:
         words = re.search(r'^#\|\s*fig-alt:\s*"(.*)"', cell.source, re.MULTILINE)
         for output in cell.get("outputs", []) if words else []:
@@ -78,7 +88,6 @@ def add_alternative_text(
 
 def run(
     path,  # the notebook's file
-    fast,  # leave out the cells marked `#| slow`
 ):
     "Run the notebook, and save it with its outputs; returns what keeps it from being saved."
     notebook = nbformat.read(path, as_version=4)
@@ -91,7 +100,6 @@ def run(
         extra_arguments=["--log-level=ERROR"],  # no warning per kernel that it talks over TCP
         resources={"metadata": {"path": str(path.parent)}},
     )
-    client.skipped = re.compile(r"^#\|\s*(eval:\s*false\b" + (r"|slow\b)" if fast else ")"), re.MULTILINE)
     try:
         client.execute()
     except CellExecutionError as error:
@@ -100,6 +108,7 @@ def run(
     except DeadKernelError as error:
         return [str(error)]
     notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = LANGUAGE
     add_alternative_text(notebook)
     found = list(faults(notebook))
     if not found:
@@ -110,14 +119,22 @@ def run(
 
 def main():
     "Returns the exit status."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="files to run; without any, all under nbs/")
-    parser.add_argument("--fast", action="store_true", help="leave out the cells marked `#| slow`")
-    parser.add_argument("--check", action="store_true", help="run nothing; look only at what is saved")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="files to run; without any, all under nbs/"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="run nothing; look only at what is saved"
+    )
     options = parser.parse_args()
-    everything = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    everything = sorted(
+        path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+    )
     os.environ |= {
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are saved, whatever the caller draws with
+        # figures are saved, whatever the caller draws with
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "TQDM_DISABLE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -126,11 +143,14 @@ def main():
     failed = False
     for path in options.notebooks or everything:
         start = time.perf_counter()
-        found = list(faults(nbformat.read(path, as_version=4))) if options.check else run(path, options.fast)
+        found = list(faults(nbformat.read(path, as_version=4))) if options.check else run(path)
         for fault in found:
             print(f"{path.resolve().relative_to(ROOT)}: {fault}")
         if not options.check and not found:
-            print(f"{path.resolve().relative_to(ROOT)}: {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"{path.resolve().relative_to(ROOT)}: {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
         failed = failed or bool(found)
     return int(failed)
 

@@ -1,53 +1,56 @@
-"""What MkDocs is told about this project: the home page is README.md, the reference is made from the library.
+"""What MkDocs is told about this project: the home page is nbs/index.ipynb, the reference is made
+from the library.
 
-MkDocs calls the functions named `on_...`; scripts/mkdocs.yml names this file.
+MkDocs calls the functions named `on_...`; mkdocs.yml beside this file names it.
 """
 
 import importlib
 import inspect
 import posixpath
 import re
-from configparser import ConfigParser
-from pathlib import Path
 
-from build_readme import LINK
 from bs4 import BeautifulSoup
-from fastcore.docments import docments
 from mkdocs.structure.files import File
+from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
-ROOT = Path(__file__).resolve().parent.parent
+from scripts.project import ROOT, SETTINGS
+from scripts.publish.build_readme import LINK, index
+
 FOR_TOOLS = re.compile(r"^(#\||# @title Solution)")  # lines of code cells that are not for readers
 MODULES = sorted(path.stem for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py"))
 
 
 def address():
     "The public address of the repository."
-    settings = ConfigParser()
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    return settings["DEFAULT"]["git_url"], settings["DEFAULT"]["doc_host"] + settings["DEFAULT"]["doc_baseurl"] + "/"
+    return SETTINGS["git_url"], SETTINGS["doc_host"] + SETTINGS["doc_baseurl"] + "/"
 
 
 def on_config(config):
     "Fill in the addresses."
     repository, config.site_url = address()
     config.repo_url, config.repo_name = repository, "GitHub"
-    config.site_description = "Train a ResNet-18 on CIFAR-10, and see with Grad-CAM which pixels led to its mistakes."
+    config.site_description = (
+        "Train a ResNet-18 on CIFAR-10, and see with Grad-CAM which pixels led to its mistakes."
+    )
     return config
 
 
 def outside(text, folder):
     "Links that leave nbs/ go to the repository."
+
     def replace(match):
         target = posixpath.normpath(posixpath.join("nbs", folder, match[2]))
-        return match[1] + (match[2] if target.startswith("nbs/") else f"{address()[0]}/blob/main/{target}")
+        return match[1] + (
+            match[2] if target.startswith("nbs/") else f"{address()[0]}/blob/main/{target}"
+        )
 
     return LINK.sub(replace, text)
 
 
 def home():
-    "README.md, with its links as seen from nbs/."
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return LINK.sub(lambda match: match[1] + posixpath.relpath(match[2], "nbs"), text)
+    "All of the index, as markdown: what README.md shows and what it leaves out."
+    readme, rest, _ = index()
+    return f"{readme}\n{rest}"
 
 
 def on_files(files, config):
@@ -60,9 +63,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    "Pages in Markdown. Notebooks' sections are linked as GitHub and JupyterLab name them; here all are in small letters."
+    "Pages in Markdown. Sections of notebooks are linked by GitHub's names; here in small letters."
     markdown = re.sub(r"\.ipynb#[\w-]+", lambda link: link[0].lower(), markdown)
-    return outside(markdown, posixpath.dirname(page.file.src_uri)).replace("(index.ipynb)", "(index.md)")
+    return outside(markdown, posixpath.dirname(page.file.src_uri)).replace(
+        "(index.ipynb)", "(index.md)"
+    )
 
 
 def on_page_content(html, page, config, files):
@@ -83,7 +88,7 @@ def on_post_page(output, page, config):
 
 
 def show_code(cell, soup):
-    "Give the pictures their words, take away the lines that are for nbdev and Colab, and fold the code of a solution away."
+    "Give pictures their words, drop the lines for nbdev and Colab, and fold solutions away."
     code, copy = cell.find("pre"), cell.find(class_="clipboard-copy-txt")
     if words := re.search(r'^#\| fig-alt: "(.+)"$', copy.get_text(), flags=re.MULTILINE):
         for picture in cell.parent.find_all("img"):
@@ -113,36 +118,24 @@ def as_page(link):
 
 
 def reference(module):
-    "The page of a module: each public name with its signature, its docstring, and a line for each parameter."
+    "The page of a module: each public function and class with its signature and docstring."
     library = importlib.import_module(f"cifar_cam_lib.{module}")
-    parts = [f"# cifar_cam_lib.{module}", inspect.getdoc(library).splitlines()[0]]
-    for name in library.__all__:
+    parts = [f"# cifar_cam_lib.{module}", inspect.getdoc(library)]
+    for name in getattr(library, "__all__", []):
         thing = getattr(library, name)
         if inspect.isfunction(thing) or inspect.isclass(thing):
-            parts += entry(name, thing)
+            parts += entries(name, thing)
     return "\n\n".join(parts) + "\n"
 
 
-def entry(name, thing):
-    "Markdown of one function, or of a class with its public methods."
-    yield f"## `{name}`"
-    yield inspect.getdoc(thing) or ""
-    yield parameters(thing)
-    if inspect.isclass(thing):
-        for method, function in vars(thing).items():
-            if inspect.isfunction(function) and not method.startswith("_") and inspect.getdoc(function):
-                yield f"### `{name}.{method}`"
-                yield inspect.getdoc(function)
-                yield parameters(function)
-
-
-def parameters(thing):
-    "The table of the parameters and of what is returned, from the comments of the signature."
-    rows = []
-    for name, about in docments(thing, full=True, returns=True).items():
-        if name in ("self", "args", "kwargs") or (name == "return" and about.anno is inspect.Parameter.empty):
-            continue
-        kind = "" if about.anno is inspect.Parameter.empty else f"`{inspect.formatannotation(about.anno)}`".replace("|", "\\|")
-        default = "" if about.get("default", inspect.Parameter.empty) is inspect.Parameter.empty else f"`{about.default!r}`".replace("|", "\\|")
-        rows.append(f"| {'*returns*' if name == 'return' else f'`{name}`'} | {kind} | {default} | {about.docment or ''} |")
-    return "\n".join(["| | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
+def entries(name, thing):
+    "Markdown of a function, or of a class and its public methods, as nbdev writes it."
+    yield show_doc(thing, BasicMarkdownRenderer, name, title_level=2)._repr_markdown_()
+    if hasattr(thing, "model_fields"):  # nbdev doesn't read the comments of pydantic's fields
+        fields = inspect.cleandoc(inspect.getsource(thing).split('"""')[2].partition("    @")[0])
+        yield f"```python\n{fields}\n```"
+    for method, function in vars(thing).items() if inspect.isclass(thing) else []:
+        documented = inspect.isfunction(function) and inspect.getdoc(function)
+        if documented and not method.startswith("_"):
+            title = f"{name}.{method}"
+            yield show_doc(function, BasicMarkdownRenderer, title)._repr_markdown_()
