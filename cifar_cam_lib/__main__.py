@@ -1,5 +1,6 @@
 """The command `cifar-cam`, also as `python -m cifar_cam_lib`: its words first, PyTorch afterwards."""
 
+import os
 import sys
 
 from .settings import parse
@@ -7,7 +8,10 @@ from .settings import parse
 
 def start() -> int:
     """Run the command of the terminal and return its exit code, see `cifar_cam_lib.main.execute`."""
-    command = parse(sys.argv[1:])  # --help, --version and a mistake end here, before torch is loaded
+    command = parse(
+        sys.argv[1:]
+    )  # --help, --version and a mistake end here, before torch is loaded
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, so no window is opened
     from .main import execute
 
     return execute(command)

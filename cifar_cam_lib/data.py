@@ -92,6 +92,9 @@ class LabelledImages:
     def __len__(self):
         return len(self.labels)
 
+    def __iter__(self):
+        return iter((self.images, self.labels))
+
     def subset(self, indices) -> "LabelledImages":
         """The images and labels at `indices` (an integer array or a slice)."""
         return LabelledImages(self.images[indices], self.labels[indices], self.source)
@@ -278,16 +281,22 @@ def epoch_size(
     epochs: int,  # how many there are
     image_sizes: tuple[int, ...],  # sides in pixels, which share out the epochs in this order
 ) -> int | None:
-    """The side of the images in an epoch; None for the images' own."""
+    """The side of the images in an epoch; None for the images' own.
+
+    Raises ValueError if there are several sizes and not so many epochs.
+    """
     if not epoch or not image_sizes:
         return None
+    if epoch > epochs and len(image_sizes) > 1:
+        raise ValueError(f"this is epoch {epoch}, but the data set was made for {epochs}")
     return image_sizes[(min(epoch, epochs) - 1) * len(image_sizes) // epochs]
 
 # %% ../nbs/01_data.ipynb #6b3550e3
 class TransformedImages(Dataset):
     """Images seen through a transform; `dataset[epoch, index]` is an image as that epoch sees it.
 
-    The random draw depends on (seed, epoch, index) alone, not on order or number of workers.
+    The random draw depends on (seed, epoch, index) alone, not on order or number of workers. A
+    plain index stands for epoch 0, so with an ordinary loader every epoch shows the same draw.
     """
 
     def __init__(
@@ -384,7 +393,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() and not batched,
-        generator=torch.Generator(),  # PyTorch's global one is left to the model
+        generator=torch.Generator() if epochs else None,  # PyTorch's own is left to the model
     )
 
 # %% ../nbs/01_data.ipynb #b3aa0d31

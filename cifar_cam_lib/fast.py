@@ -129,6 +129,8 @@ class BatchedImages(Dataset):
         image_sizes: tuple[int, ...] = (),  # see `epoch_size`
         epochs: int = 1,  # see `epoch_size`
     ):
+        if alternate_flip and not flip:
+            raise ValueError("alternate_flip is a way to flip, so it needs flip=True")
         self.labelled, self.seed, self.alternate_flip = labelled, seed, alternate_flip
         self.changes = {
             "rotate_degrees": rotate_degrees,

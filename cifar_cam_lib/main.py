@@ -309,6 +309,7 @@ def run(
     """
     from torch.utils.tensorboard import SummaryWriter  # here, because `explain` doesn't need it
 
+    config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
     choose_device(config.device)  # a GPU that isn't there is an error now, not later
     images = load_splits(config)
     folder = folder or new_run_folder(config.out)

@@ -208,6 +208,8 @@ def read_settings(
     **changes,  # settings that the record doesn't tell, or that are to be others
 ) -> Config:
     """The settings of a recorded run. Raises ValueError, in one line, if they don't fit."""
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no table")
     renamed = {
         name: OLD_NAMES.get(name, {}).get(str(value), value) for name, value in settings.items()
     }
@@ -274,7 +276,7 @@ def parse(
         print(f"cifar_cam_lib {__version__}")
         raise SystemExit(0)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?", choices=None, default="demo")
+    parser.add_argument("--preset", nargs="?", default="demo")
     preset = parser.parse_known_args(arguments)[0].preset
     default = Config(preset=preset if preset in PRESETS else "demo")  # tyro names a wrong one
     subcommand = tyro.conf.subcommand

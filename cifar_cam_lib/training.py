@@ -53,9 +53,9 @@ def make_loss(
     l1_factor: float = 0.0,  # weight of the penalty, 0 for none
     l1_reduction: str = "mean",  # "mean" or "sum", see `l1_penalty`
 ) -> Callable:
-    """A function of logits [N, classes] and labels [N] that gives the scalar to minimise:
+    """A function of logits [N, classes] and labels [N] that gives the scalar to minimise.
 
-    mean cross-entropy, smoothed, plus the L1 penalty times its factor.
+    It's the mean cross-entropy, smoothed, plus the L1 penalty times its factor.
     """
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def progress(
 class Step(NamedTuple):
     """What one step of a training found."""
 
-    objective: float  # what it minimised; a tensor until `read`, as are the next two but one
+    objective: float  # what it minimised; a tensor until `read`, as are `loss` and `correct`
     learning_rate: float  # its learning rate
     loss: float  # cross-entropy, summed over its images
     correct: int  # images that it had right
@@ -175,6 +175,7 @@ class Training:
     precision: torch.dtype = torch.float32  # of the forward pass; float16 also scales the loss
     history: History = field(default_factory=History)  # of the finished epochs
     steps: list[Step] = field(default_factory=list)  # of the epoch under way
+    passed: list[Step] = field(default_factory=list)  # of the last whole pass over the loader
 
     def __post_init__(self):
         device, scaled = next(self.model.parameters()).device, self.precision is torch.float16
@@ -183,21 +184,24 @@ class Training:
     def epoch_means(self) -> tuple[float, float]:
         """Mean cross-entropy and accuracy 0..1 of the epoch under way; the CPU waits for the GPU.
 
-        Raises FloatingPointError if an objective isn't finite, naming the first such step.
+        Ends the pass. Raises FloatingPointError if an objective isn't finite, naming the first such
+        step, and ValueError if there is none.
         """
-        self.steps = [step.read() for step in self.steps]
-        for number, step in enumerate(self.steps, 1):
+        self.steps, self.passed = [], [step.read() for step in self.steps]
+        if not self.passed:
+            raise ValueError("the loader gave no batch to train on")
+        for number, step in enumerate(self.passed, 1):
             if not math.isfinite(step.objective):
                 message = f"the loss is {step.objective} at step {number} of the epoch"
                 raise FloatingPointError(f"{message}: try a lower learning rate")
-        count = sum(step.images for step in self.steps)
-        loss = sum(step.loss for step in self.steps) / count
-        return loss, sum(step.correct for step in self.steps) / count
+        count = sum(step.images for step in self.passed)
+        loss = sum(step.loss for step in self.passed) / count
+        return loss, sum(step.correct for step in self.passed) / count
 
     def end_epoch(self, row: dict):
-        """Move the steps of the epoch under way into the history, beside the epoch's row."""
+        """Write the epoch's row and the steps of its pass into the history."""
         self.history.epochs.append(row)
-        self.history.steps.extend(self.steps)
+        self.history.steps.extend(self.passed)
         self.steps = []
 
     def parts(self) -> dict:
@@ -226,7 +230,7 @@ class Training:
         self.history = History(state["epochs"], steps)
         self.steps = [Step(*step) for step in state["steps"]]
         torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_on_gpus"])
+        torch.cuda.set_rng_state_all(state["random_on_gpus"][: torch.cuda.device_count()])
 
 # %% ../nbs/03_training.ipynb #ff205684
 def train_epoch(
@@ -302,7 +306,10 @@ def set_epoch(
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
     if start and not hasattr(sampler, "start"):
-        raise ValueError("only a loader from make_loader continues in the middle of an epoch")
+        raise ValueError(
+            "only a loader from make_loader continues in the middle of an epoch; "
+            "training.steps.clear() begins it again"
+        )
     if start:
         sampler.start = start
 
@@ -323,17 +330,21 @@ def fit(
         start = time.perf_counter()
         set_epoch(train_loader, epoch, sum(step.images for step in training.steps))
         loss, accuracy = train_epoch(training, train_loader, loss_function)
+        training.steps = training.passed  # they count until the row is there, if we are interrupted
+        set_epoch(train_loader, 0)
         row = {"epoch": epoch, "image_size": training.steps[-1].image_size}
         row |= {"train_loss": loss, "train_accuracy": accuracy}
         for split, loader in evaluation_loaders.items():
             set_epoch(loader, epoch)
-            loss, row[f"{split}_accuracy"] = loss_and_accuracy(*predict(training.model, loader))
+            try:
+                loss, row[f"{split}_accuracy"] = loss_and_accuracy(*predict(training.model, loader))
+            finally:
+                set_epoch(loader, 0)  # whoever looks next sees the images' own size
             row[f"{split}_loss"] = loss
-            set_epoch(loader, 0)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} after epoch {epoch}: try a lower learning rate"
-            )
+            training.steps = []
+            message = f"the loss is {loss} after epoch {epoch}"
+            raise FloatingPointError(f"{message}: try a lower learning rate")
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(loss)
         elif schedule is not None and not isinstance(schedule, OneCycleLR):

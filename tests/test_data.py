@@ -350,7 +350,9 @@ def test_every_batch_has_the_size_of_its_epoch(noise, pipeline, workers):
 
 def test_sizes_are_shared_out_among_the_epochs():
     assert [epoch_size(epoch, 5, (16, 24, 32)) for epoch in range(1, 6)] == [16, 16, 24, 24, 32]
-    assert epoch_size(9, 5, (16, 24)) == 24 and epoch_size(0, 5, (16,)) is None
+    assert epoch_size(0, 5, (16,)) is None and epoch_size(9, 5, (16,)) == 16
+    with pytest.raises(ValueError, match="epoch 9, but the data set was made for 5"):
+        epoch_size(9, 5, (16, 24))
     assert epoch_size(1, 5, ()) is None
 
 
@@ -390,3 +392,18 @@ def test_a_loader_takes_any_data_set(dataset):
         loader = make_loader(dataset, 5, shuffle=shuffle, workers=0)
         labels = torch.cat([labels for _, labels in loader]).tolist()
         assert sorted(labels) == list(range(12)) and (labels != sorted(labels)) is shuffle
+
+
+def test_a_foreign_data_set_is_shuffled_by_pytorchs_own_seed():
+    """A generator of the loader's own would give one order for all seeds."""
+    orders = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        foreign = make_loader(TensorDataset(torch.arange(40)), 40, True, 0)
+        orders.append(next(iter(foreign))[0].tolist())
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_alternating_flips_without_flips_are_refused():
+    with pytest.raises(ValueError, match="needs flip=True"):
+        BatchedImages(blank(4, 255), 0, alternate_flip=True)

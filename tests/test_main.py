@@ -316,6 +316,7 @@ ERRORS = [
     ("train --out {full}/file.txt/below", 3, "cannot write to the output folder"),
     ("evaluate --run {none}", 3, "is not the folder of a run: it has no config.json"),
     ("evaluate --run {broken_config}", 3, "config.json is damaged"),
+    ("evaluate --run {no_settings}", 3, "is damaged (its settings are no table)"),
     ("resume --run {wrong_type}", 3, "config.json is damaged (epochs: Input should be"),
     ("resume --run {unknown_setting}", 3, "is damaged (epoch: Extra inputs are not permitted)"),
     ("evaluate --run {other_width}", 3, "has width 4, expected 8, as in config.json"),
@@ -352,6 +353,7 @@ def places(small_run, tmp_path_factory):
         "full",
         "damaged",
         "broken_config",
+        "no_settings",
         "other_width",
         "no_weights",
         "truncated",
@@ -385,6 +387,7 @@ def places(small_run, tmp_path_factory):
     ):
         (folders[name] / "config.json").write_text(config.replace(right, wrong))
     (folders["broken_config"] / "config.json").write_text("{")
+    (folders["no_settings"] / "config.json").write_text('{"settings": null}')
     shutil.copy(weights, folders["other_width"])
     save_weights(resnet18(num_classes=3, width=4), folders["three_classes"] / "model.safetensors")
     (folders["unfinished"] / "checkpoint.pt").write_bytes(b"")

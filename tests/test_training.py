@@ -399,3 +399,48 @@ def test_weights_that_are_absent_or_damaged_are_refused(tmp_path):
 def test_a_network_without_channels_or_classes_is_refused(num_classes, width):
     with pytest.raises(ValueError, match=f"num_classes is {num_classes} and width {width}"):
         resnet18(num_classes, width)
+
+
+def plain_training(rate=0.01):
+    torch.manual_seed(0)
+    model = resnet18(width=4)
+    return Training(model, torch.optim.SGD(model.parameters(), rate))
+
+
+def test_a_pass_counts_once():
+    """Steps of a pass that has ended aren't taken for those of an interrupted epoch."""
+    training, data = plain_training(), loader()
+    first = train_epoch(training, data)
+    assert train_epoch(training, data) != first and len(training.passed) == 3
+    before = training.model.head.weight.clone()
+    (row,) = fit(training, data, {}, 1)
+    assert not torch.equal(before, training.model.head.weight) and row["train_loss"] > 0
+    assert len(training.history.steps) == 3
+
+
+def test_after_a_loss_that_is_not_finite_the_next_try_trains():
+    training, data = plain_training(), loader()
+    good = {name: weight.clone() for name, weight in training.model.state_dict().items()}
+    training.model.head.weight.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        list(fit(training, data, {}, 1))
+    training.model.load_state_dict(good)
+    (row,) = fit(training, data, {}, 1)
+    assert math.isfinite(row["train_loss"]) and len(training.history.steps) == 3
+
+
+def test_an_interrupted_evaluation_leaves_the_loader_at_its_own_size(monkeypatch):
+    training, data = plain_training(), loader(side=8)
+
+    def stop(model, loader):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cifar_cam_lib.training.predict", stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(training, data, {"validation": data}, 1))
+    assert next(iter(data))[0].shape[-1] == 32
+
+
+def test_a_loader_without_a_batch_is_named():
+    with pytest.raises(ValueError, match="no batch"):
+        train_epoch(plain_training(), [])
