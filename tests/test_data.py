@@ -407,3 +407,21 @@ def test_a_foreign_data_set_is_shuffled_by_pytorchs_own_seed():
 def test_alternating_flips_without_flips_are_refused():
     with pytest.raises(ValueError, match="needs flip=True"):
         BatchedImages(blank(4, 255), 0, alternate_flip=True)
+
+
+@pytest.mark.parametrize(
+    "draw, words, message",
+    [
+        ("draw_pictures", (0, "train"), "count must be at least 1, not 0"),
+        ("draw_pairs", (0, "test"), "count must be at least 1, not 0"),
+        ("draw_picture", (0, "validation", 0), "unknown split 'validation'"),
+        ("draw_pair", (0, "validation", 0), "unknown split 'validation'"),
+        ("draw_picture", (0, "train", -1), ""),  # NumPy's own words
+        ("draw_pair", (0, "test", -1), ""),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw, words, message):
+    from cifar_cam_lib import drawn
+
+    with pytest.raises(ValueError, match=message):
+        getattr(drawn, draw)(*words)
