@@ -154,9 +154,8 @@ def test_tensorboard_shows_the_curves_of_a_run(small_run, browser, tmp_path):
             card = tab.locator("card-view").filter(has=tab.get_by_title(name))
             card.locator("line-chart").wait_for(timeout=60_000)
             last = small_run.history.epochs[-1]["_".join(reversed(name.split("/")))]
-            assert re.search(
-                rf"\b{re.escape(f'{last:.4g}'[:5])}",
-                card.locator("scalar-card-data-table").inner_text(),
-            )
+            number = re.compile(rf"\b{re.escape(f'{last:.4g}'[:5])}")
+            table = card.locator("scalar-card-data-table").filter(has_text=number)
+            table.wait_for(timeout=60_000)  # the numbers come after the curve
         tab.screenshot(path=tmp_path / "tensorboard.png")
         tab.close()
