@@ -68,6 +68,17 @@ def small_run(tmp_path_factory):
     return run(small(out=tmp_path_factory.mktemp("runs") / "small"))
 
 
+@pytest.fixture
+def homeless(monkeypatch):
+    """As in a container with an unknown user and no HOME."""
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CIFAR_CAM_DATA", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory) -> Path:
     """A copy of what pip needs, because building leaves folders beside setup.py."""

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import urllib.error
 import weakref
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -89,17 +88,6 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     assert data.default_root() == tmp_path
     monkeypatch.setenv("CIFAR_CAM_DATA", "")
     assert data.default_root().name == "cifar_cam_lib"
-
-
-@pytest.fixture
-def homeless(monkeypatch):
-    """As in a container with an unknown user and no HOME."""
-
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("CIFAR_CAM_DATA", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
 
 
 def test_without_a_home_the_course_draws_and_says_why(homeless, capsys):

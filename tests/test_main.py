@@ -628,17 +628,6 @@ def test_a_version_that_cannot_be_found_stops_no_run(missing, tmp_path, monkeypa
         assert versions[missing] == "not installed"
 
 
-@pytest.fixture
-def homeless(monkeypatch):
-    """As in a container with an unknown user and no HOME."""
-
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("CIFAR_CAM_DATA", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
-
-
 def test_without_a_home_drawn_runs_work_and_others_say_what_to_do(
     homeless, tmp_path, no_figures, capsys
 ):
