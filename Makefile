@@ -70,9 +70,9 @@ weights: setup ## train the two networks that ship with the library, on drawn pi
 	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
 	@$(BIN)/python -m scripts.publish.ship_weights runs/ship-drawn runs/ship-cifar10
 
-bench: setup ## measure batches, training and Grad-CAM beside other libraries (half an hour, on a quiet machine)
-	@$(BIN)/python -m scripts.measure.bench_training --out results/bench/training.json
-	@$(BIN)/python -m scripts.measure.bench_gradcam --out results/bench/gradcam.json
+bench: setup ## measure batches, training and Grad-CAM beside other libraries (40 minutes, on a quiet machine)
+	@$(BIN)/python -m scripts.measure.bench_training --out results/bench
+	@$(BIN)/python -m scripts.measure.bench_gradcam --out results/bench
 
 ablation: setup ## measure what each part of the recipe is worth, for chapter 9 (25 minutes)
 	@$(BIN)/python -m scripts.measure.ablation --out results/ablation.json

@@ -7,6 +7,7 @@ __all__ = ['augment_indices', 'BatchedImages', 'choose_precision', 'Muon', 'wide
 
 # %% ../nbs/08_fast.ipynb #dcd59810
 import math
+import platform
 
 import numpy as np
 import torch
@@ -179,6 +180,11 @@ class BatchedImages(Dataset):
         images, labels = self.__getitems__([place])
         return images[0], int(labels[0])
 
+# %% ../nbs/08_fast.ipynb #16a10456
+def cpu_abilities() -> dict:
+    """What the CPU can do, by name; empty before PyTorch 2.10, which doesn't tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+
 # %% ../nbs/08_fast.ipynb #86d6bb5a
 def choose_precision(
     name: str,  # "float32", "bfloat16", "float16", or "auto"
@@ -190,30 +196,42 @@ def choose_precision(
     if device.type == "cuda":  # bfloat16 came with compute capability 8
         modern = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if modern else torch.float16
-    if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.10
-        return torch.float32
-    abilities = torch.cpu.get_capabilities()
+    abilities = cpu_abilities()
     fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
 
+# %% ../nbs/08_fast.ipynb #b2d94c86
+def describe_chip(
+    device: torch.device,  # where to compute
+) -> str:
+    """Name of the chip; for a CPU also what decides its speed, of AVX and 16 bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    abilities = cpu_abilities()
+    deciding = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
+    name = str(abilities.get("cpu_name") or platform.machine())
+    return ", ".join([name, *(ability for ability in deciding if abilities.get(ability))])
+
 # %% ../nbs/08_fast.ipynb #a10ceb1a
 def orthogonalise(
-    matrix: torch.Tensor,  # float [rows, columns]
+    matrices: torch.Tensor,  # float [N, rows, columns]
+    dtype: torch.dtype = torch.float32,  # bfloat16 is enough, where the chip is fast at it
     iterations: int = 5,  # more come no closer to 1: the polynomial is tuned for speed
 ) -> torch.Tensor:
-    """The matrix with its singular values near 1, mostly from 0.5 to 1.5.
+    """The matrices with their singular values near 1, mostly from 0.5 to 1.5.
 
     Those a thousand times weaker than the strongest stay smaller. Newton-Schulz iteration of Jordan
     and others 2024.
     """
-    dtype = torch.bfloat16 if matrix.is_cuda else torch.float32
-    result = (matrix / matrix.norm().clamp(min=1e-7)).to(dtype)
-    tall = len(matrix) > matrix.shape[1]
-    wide = result.T if tall else result  # the smaller product is the cheaper one
-    for _ in range(iterations):
-        square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    return (wide.T if tall else wide).to(matrix.dtype)
+    norms = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    result = (matrices / norms).to(dtype)
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = result.mT if tall else result  # the smaller product is the cheaper one
+    for _ in range(iterations):  # baddbmm(a, b, c, beta=p, alpha=q) is p a + q b c
+        square = wide @ wide.mT
+        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        wide = torch.baddbmm(wide, square, wide, beta=3.4445)
+    return (wide.mT if tall else wide).to(matrices.dtype)
 
 # %% ../nbs/08_fast.ipynb #6f3be6a7
 class Muon(torch.optim.AdamW):
@@ -229,6 +247,7 @@ class Muon(torch.optim.AdamW):
         learning_rate: float,  # all directions of a matrix move by about so much
         momentum: float,  # share of the running mean that stays, 0..1
         weight_decay: float,  # pull of the convolutions towards zero
+        centred: bool = False,  # keep the mean of each filter at zero
     ):
         convolutions = [parameter for parameter in model.parameters() if parameter.ndim == 4][1:]
         chosen = set(convolutions)
@@ -238,6 +257,9 @@ class Muon(torch.optim.AdamW):
             {"params": others, "lr": learning_rate / 10, "weight_decay": 0.0},
         ]
         super().__init__([group | {"momentum": momentum} for group in groups])
+        self.centred = centred
+        fast = choose_precision("auto", next(model.parameters()).device)
+        self.dtype = torch.bfloat16 if fast is torch.bfloat16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -250,20 +272,34 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]
-        momentum, rate = group["momentum"], group["lr"]
-        for weight in group["params"]:
-            if weight.grad is None:  # a frozen layer
-                continue
+        alike = {}  # weights by shape: those of one shape are worked on together
+        for weight in self.param_groups[0]["params"]:
+            if weight.grad is not None:  # that of a frozen layer
+                alike.setdefault(weight.shape, []).append(weight)
+        for weights in alike.values():
+            self.step_together(weights, **self.param_groups[0])
+        super().step()
+        return loss
+
+    def step_together(self, weights: list, lr: float, momentum: float, weight_decay: float, **_):
+        """A step of convolutions of one shape."""
+        directions = []
+        for weight in weights:
             if weight not in self.state:  # AdamW wants a step when it is loaded
                 self.state[weight] = {"mean": torch.zeros_like(weight), "step": torch.tensor(0.0)}
             mean = self.state[weight]["mean"].lerp_(weight.grad, 1 - momentum)
-            update = orthogonalise(weight.grad.lerp(mean, momentum).flatten(1)).view_as(weight)
-            weight.mul_(1 - rate * group["weight_decay"])
-            weight.sub_(update, alpha=rate * max(1, len(weight) / weight[0].numel()) ** 0.5)
-            weight.grad = None  # so that AdamW, below, leaves it alone
-        super().step()
-        return loss
+            directions.append(weight.grad.lerp(mean, momentum).flatten(1))
+            weight.grad = None  # so that AdamW leaves it alone
+        directions = torch.stack(directions)
+        if self.centred:
+            directions -= directions.mean(dim=2, keepdim=True)
+        updates = orthogonalise(directions, self.dtype)
+        rows, columns = updates.shape[1:]
+        for weight, update in zip(weights, updates, strict=True):
+            weight.mul_(1 - lr * weight_decay)
+            weight.sub_(update.view_as(weight), alpha=lr * max(1, rows / columns) ** 0.5)
+            if self.centred:
+                weight.sub_(weight.mean(dim=(1, 2, 3), keepdim=True))
 
 # %% ../nbs/08_fast.ipynb #15bf7176
 @torch.no_grad()

@@ -12,6 +12,7 @@ import json
 import platform
 import shlex
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ from cifar_cam_lib.evaluation import (
     plot_confusion_matrix,
     show_mistakes,
 )
-from .fast import BatchedImages, Muon, choose_precision, widen
+from .fast import BatchedImages, Muon, choose_precision, describe_chip
 from .gradcam import explain_mistakes, show_explanations
 from .model import ResNet, channels_last, count_parameters, draw_network, resnet18
 from .settings import Config, Evaluate, Explain, Resume, parse, read_config, record
@@ -115,14 +116,13 @@ def describe_run(config: Config, device: torch.device) -> dict:
         versions[name] = "not installed"  # this is only a record, so nothing stops here
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    shipped = {"started_from": SHIPPED_SHA256[config.data]} if config.start == "shipped" else {}
+    shipped = config.start == "shipped"
     return {
         **record(config),
-        **shipped,
+        "started_from": SHIPPED_SHA256[config.data, config.width] if shipped else "random weights",
         "python": platform.python_version(),
         "versions": versions,
-        "device": f"{device.type} ({chip})",
+        "device": f"{device.type} ({describe_chip(device)})",
         "threads": torch.get_num_threads(),
     }
 
@@ -167,11 +167,11 @@ def make_loaders(config: Config, images: dict[str, LabelledImages]) -> dict[str,
 
 # %% ../nbs/06_main.ipynb #cae0d5fa
 def initial_model(config: Config) -> ResNet:
-    """The network before training: random weights from the seed, or the shipped ones, widened."""
+    """The network before training: random weights from the seed, or the shipped ones."""
     torch.manual_seed(config.seed)
     if config.start == "random":
         return resnet18(len(CLASS_NAMES), config.width)
-    return widen(load_shipped_model(config.data), config.width // 16).train()
+    return load_shipped_model(config.data, config.width).train()
 
 # %% ../nbs/06_main.ipynb #719677fd
 def make_training(config: Config, steps_per_epoch: int) -> Training:
@@ -180,7 +180,7 @@ def make_training(config: Config, steps_per_epoch: int) -> Training:
     model = channels_last(initial_model(config)).to(device)
     rates = (config.learning_rate, config.momentum, config.weight_decay)
     if config.optimizer == "muon":
-        optimizer = Muon(model, *rates)
+        optimizer = Muon(model, *rates, config.centred)
     else:
         optimizer = make_optimizer(model, config.optimizer, *rates)
     schedule = make_schedule(optimizer, config.schedule, config.epochs * steps_per_epoch)
@@ -378,6 +378,7 @@ def explain(
     layers: tuple[str, ...] = Explain.layers,  # layers to explain
     target: str | None = Explain.target,  # class to explain beside the predicted one
     out: str | Path = Explain.out,  # picture file to write
+    width: int = Explain.width,  # which network that ships, without a run: 16 or 64
 ) -> Path:
     """Classify pictures and draw the Grad-CAM of the prediction; returns the file.
 
@@ -385,6 +386,8 @@ def explain(
     """
     one = isinstance(pictures, (str, Path))
     pictures, out = [Path(path) for path in ([pictures] if one else pictures)], Path(out)
+    if run_folder and width != Explain.width:
+        raise ValueError(f"width is {width}, but the run in {run_folder} has its own: name one")
     if not pictures or not layers:
         raise ValueError("name at least one picture and one layer")
     if target is not None and target not in CLASS_NAMES:
@@ -394,7 +397,7 @@ def explain(
     if out.resolve() in [path.resolve() for path in pictures]:
         raise ValueError(f"out is {out}, expected another file than one of the pictures")
     weights = Path(run_folder or "") / "model.safetensors"
-    model = load_classifier(weights) if run_folder else load_shipped_model("cifar10")
+    model = load_classifier(weights) if run_folder else load_shipped_model("cifar10", width)
     images = np.stack([read_picture(path, SIDE) for path in pictures])
     names = [path.name for path in pictures]
     figure, probabilities = show_explanations(model, images, names, layers, target)
@@ -420,7 +423,7 @@ def execute(command: Config | Resume | Evaluate | Explain) -> int:
             case Evaluate():
                 evaluate(command.run, command.data_root)
             case Explain():
-                explain(command.pictures, command.run, command.layers, command.target, command.out)
+                explain(*astuple(command))
         return 0
     except (ValueError, OSError, RunStopped) as error:
         print(f"cifar-cam: {error}", file=sys.stderr)

@@ -38,14 +38,6 @@ OURS = {  # what the recipes of this course have in common, see chapter 9
 PRESETS = {  # what each changes of the defaults in `Config`
     "demo": {},
     "laptop": OURS | {"epochs": 14, "image_sizes": (16, 16, 24, 24, 32)},
-    "widened": OURS
-    | {
-        "width": 64,
-        "start": "shipped",
-        "epochs": 3,
-        "image_sizes": (16, 24, 32),
-        "learning_rate": 0.01,
-    },
     "published": {
         "data": "cifar10",
         "validation_size": 0,
@@ -61,13 +53,22 @@ PRESETS = {  # what each changes of the defaults in `Config`
         "weight_decay": 0,
         "schedule": "plateau",
         "l1_factor": 0.0005,
+        "precision": "auto",
         "workers": 2,
     },
-    "modern": OURS | {"cutout_size": 8, "width": 64, "epochs": 40, "batch_size": 256},
+    "modern": OURS
+    | {
+        "cutout_size": 8,
+        "width": 64,
+        "epochs": 16,
+        "image_sizes": (16, 24, 32, 32),
+        "batch_size": 256,
+    },
 }
 
 # %% ../nbs/appendix_settings.ipynb #c240c374
-SHIPPED_PRESET = {"drawn": "demo", "cifar10": "laptop"}  # which run made the network that ships
+# Which run made each network that ships, by its images and its width
+SHIPPED_PRESET = {("drawn", 16): "demo", ("cifar10", 16): "laptop", ("cifar10", 64): "modern"}
 
 # %% ../nbs/appendix_settings.ipynb #4e4ee0dd
 class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
@@ -78,7 +79,7 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """
 
     # named set of defaults; the settings given besides it win
-    preset: Literal["demo", "laptop", "widened", "published", "modern"] = "demo"
+    preset: Literal["demo", "laptop", "published", "modern"] = "demo"
     # images: CIFAR-10, or the pictures that the library draws
     data: Literal["drawn", "cifar10"] = "drawn"
     # folder that contains cifar-10-batches-py; else CIFAR_CAM_DATA, else a cache in the home folder
@@ -105,7 +106,7 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     pipeline: Literal["per-image", "batched"] = "per-image"
     # channels of the first stage; 64 is the published network
     width: Annotated[int, Field(ge=1, le=1024)] = 16
-    # first weights: random, or the shipped network of width 16, widened if needed
+    # first weights: random, or those of the shipped network of this width, 16 or 64
     start: Literal["random", "shipped"] = "random"
     # passes over the training images
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 4
@@ -121,6 +122,8 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.8
     # pull of the weights towards zero
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    # keep the mean of each filter at zero; Muon can
+    centred: bool = False
     # how the learning rate changes
     schedule: Literal["plateau", "one-cycle", "constant"] = "one-cycle"
     # share of probability spread over all classes
@@ -157,16 +160,20 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
             raise ValueError(f"workers is {self.workers}, expected 0 with the batched pipeline")
         if self.alternate_flip and (self.pipeline != "batched" or not self.flip):
             raise ValueError("alternate-flip needs flip, and the batched pipeline")
+        if self.centred and self.optimizer != "muon":
+            raise ValueError(f"centred needs the optimizer muon, not {self.optimizer}")
         if self.start == "shipped":
-            trained = Config(preset=SHIPPED_PRESET[self.data])
+            widths = [width for data, width in SHIPPED_PRESET if data == self.data]
+            if self.width not in widths:
+                known = " or ".join(map(str, widths))
+                raise ValueError(f"width is {self.width}, expected {known} with start shipped")
+            trained = Config(preset=SHIPPED_PRESET[self.data, self.width])
             ours, theirs = ((c.train_size, c.validation_size, c.seed) for c in (self, trained))
             if ours != theirs:
                 raise ValueError(
                     f"train-size, validation-size and seed are {ours}, expected {theirs} with "
                     "start shipped, because that network has seen the other training images"
                 )
-            if self.width % 16:
-                raise ValueError(f"width is {self.width}, expected a multiple of 16 to widen to")
         return self
 
 # %% ../nbs/appendix_settings.ipynb #b6e32616
@@ -198,9 +205,9 @@ def record(
     return {"settings": settings, "command": command_line(config)}
 
 # %% ../nbs/appendix_settings.ipynb #6dfa1c73
-OLD_NAMES = {
-    "preset": {"original": "published", "grown": "widened"}
-}  # setting: old value, new value
+# setting: old value, new value; a record tells every setting, so the preset is only a label
+ADDED = {"centred": False}  # settings that came later, as if they had been there
+OLD_NAMES = {"preset": {"original": "published", "grown": "modern", "widened": "modern"}}
 
 
 def read_settings(
@@ -214,7 +221,7 @@ def read_settings(
         name: OLD_NAMES.get(name, {}).get(str(value), value) for name, value in settings.items()
     }
     try:
-        return Config(**renamed | changes)
+        return Config(**ADDED | renamed | changes)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from error
@@ -260,6 +267,8 @@ class Explain:
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # layers to explain
     target: str | None = None  # class to explain beside the predicted one
     out: Path = Path("gradcam.png")  # picture file to write
+    # which network that ships, without --run; 64 is right more often, and fetched once (22 MB)
+    width: Literal[16, 64] = 16
 
 # %% ../nbs/appendix_settings.ipynb #22d4b8a1
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # one sentence, without a link

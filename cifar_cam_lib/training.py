@@ -272,13 +272,15 @@ def train_epoch(
 def predict(
     model: nn.Module,  # the network; it is left in evaluation mode
     loader: DataLoader,  # batches, not shuffled
+    precision: torch.dtype = torch.float32,  # of the forward pass
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float [N, classes] and labels int64 [N] of the images, in order, on the CPU."""
+    """Logits float32 [N, classes] and labels int64 [N] of the images, in order, on the CPU."""
     device = next(model.parameters()).device
     model.eval()
     logits, labels = [], []
     for images, batch_labels in progress(loader, "evaluating"):
-        logits.append(model(images.to(device)))
+        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+            logits.append(model(images.to(device)).float())
         labels.append(batch_labels)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
@@ -337,7 +339,8 @@ def fit(
         for split, loader in evaluation_loaders.items():
             set_epoch(loader, epoch)
             try:
-                loss, row[f"{split}_accuracy"] = loss_and_accuracy(*predict(training.model, loader))
+                logits, labels = predict(training.model, loader, training.precision)
+                loss, row[f"{split}_accuracy"] = loss_and_accuracy(logits, labels)
             finally:
                 set_epoch(loader, 0)  # whoever looks next sees the images' own size
             row[f"{split}_loss"] = loss
@@ -476,24 +479,56 @@ def load_checkpoint(
         raise OSError(f"{path} is not a checkpoint of this training ({kind})") from error
 
 # %% ../nbs/03_training.ipynb #05ced2ef
-SHIPPED_SHA256 = {
-    "cifar10": "39a71098cc234bfa1516bac82731a8030f2b1a228ad631ed1894c00d205ba37a",
-    "drawn": "96bba037c0db207a016eaaa8dc884242a2a66bdaa242219c96292b4fbdb847e7",
+SHIPPED_SHA256 = {  # by images and width
+    ("cifar10", 16): "39a71098cc234bfa1516bac82731a8030f2b1a228ad631ed1894c00d205ba37a",
+    ("cifar10", 64): "f0eeafcd3c0f8c9a708b9a7849e27b950d605386a31f6b07d8a09319333d7d9d",
+    ("drawn", 16): "96bba037c0db207a016eaaa8dc884242a2a66bdaa242219c96292b4fbdb847e7",
 }
+LARGE = "results/cifar10-modern/model.safetensors"  # in the repository
+ADDRESS = "https://github.com/cifar-cam/cifar_cam_lib/raw/main/" + LARGE
+
+
+def fetch_large(
+    expected: str,  # sha256 of the file
+) -> Path:
+    """The weights of the published size: from a checkout, from PyTorch's cache, or fetched into it.
+
+    Raises OSError if they can't be fetched.
+    """
+    checkout = Path(__file__).parent.parent / LARGE
+    cached = Path(torch.hub.get_dir(), "checkpoints", f"cifar_cam_lib-{expected[:16]}.safetensors")
+    for path in (checkout, cached):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+            return path
+    message = f"the network of width 64 is not on this machine, and {ADDRESS}"
+    if os.environ.get("IN_TEST"):
+        raise FileNotFoundError(f"{message} is not asked, because a test does not download")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    print("Fetching the network of width 64, 22 MB, once.", file=sys.stderr)
+    try:
+        torch.hub.download_url_to_file(ADDRESS, str(cached), expected)
+    except OSError as error:
+        raise FileNotFoundError(f"{message} can't be reached ({error})") from error
+    except RuntimeError as error:  # another checksum
+        raise OSError(f"{message} has another one: install the package again") from error
+    return cached
 
 # %% ../nbs/03_training.ipynb #bf587876
 def load_shipped_model(
     source: str,  # "cifar10" or "drawn": what the network was trained on
+    width: int = 16,  # 16, or 64 for CIFAR-10, which is fetched when it's first asked for (22 MB)
 ) -> ResNet:
-    """One of the two trained networks of width 16 that come with the library, in evaluation mode.
+    """One of the trained networks that come with the library, in evaluation mode.
 
-    Raises ValueError for an unknown source, OSError if the file is missing or altered.
+    Raises ValueError for an unknown one, OSError if its file is missing, altered, or can't be had.
     """
-    if source not in SHIPPED_SHA256:
-        known = ", ".join(SHIPPED_SHA256)
-        raise ValueError(f"no trained network for {source!r}: known are {known}")
+    if (source, width) not in SHIPPED_SHA256:
+        known = ", ".join(f"{name!r} of width {size}" for name, size in SHIPPED_SHA256)
+        raise ValueError(f"no trained network for {source!r} of width {width}: known are {known}")
+    expected = SHIPPED_SHA256[source, width]
+    if width == 64:
+        return load_model(fetch_large(expected))
     path = Path(__file__).parent / "weights" / f"{source}.safetensors"
-    expected = SHIPPED_SHA256[source]
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
         message = f"the shipped weights {path.name} are missing or altered"
         raise OSError(f"{message}: install the package again")

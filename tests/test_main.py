@@ -129,7 +129,7 @@ def test_the_batched_pipeline_with_muon_repeats_and_is_evaluated_again(tmp_path,
         ("--alternate-flip --no-flip --pipeline batched", "alternate-flip needs flip"),
         ("--cutout-size 1", "cutout-size is 1, expected 0, for none, or 2 to 32"),
         ("--start shipped --seed 1", "train-size, validation-size and seed are (0, 500, 1)"),
-        ("--start shipped --width 24", "width is 24, expected a multiple of 16 to widen to"),
+        ("--start shipped --width 24", "width is 24, expected 16 with start shipped"),
     ],
 )
 def test_settings_that_do_not_go_together(words, message, capsys):
@@ -140,12 +140,11 @@ def test_settings_that_do_not_go_together(words, message, capsys):
 def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch, no_figures):
     same = {"train_size": 300, "validation_size": 60}
     monkeypatch.setitem(PRESETS, "demo", PRESETS["demo"] | same)
-    changes = {"start": "shipped", "width": 32, "epochs": 1, "learning_rate": 1e-9}
-    result = run(small(**changes, optimizer="sgd", out=tmp_path / "widened"))
-    assert result.model.stem[0].out_channels == 32
-    assert result.test.accuracy > 0.9, "it knows what the small one knew"
-    record = read_json(tmp_path / "widened" / "config.json")
-    assert record["started_from"] == SHIPPED_SHA256["drawn"]
+    changes = {"start": "shipped", "epochs": 1, "learning_rate": 1e-9}
+    result = run(small(**changes, width=16, optimizer="sgd", out=tmp_path / "begun"))
+    assert result.test.accuracy > 0.9, "it knows what the shipped one knew"
+    record = read_json(tmp_path / "begun" / "config.json")
+    assert record["started_from"] == SHIPPED_SHA256["drawn", 16]
 
 
 def test_the_precision_follows_the_chip(monkeypatch):
@@ -294,7 +293,7 @@ ERRORS = [
     ("train --image-sizes", 2, "image-sizes is empty, expected one size or more"),
     ("train --preset fancy", 2, "invalid choice 'fancy' for argument '--preset'"),
     ("train --preset", 2, "Missing value for argument '--preset'"),
-    ("train --preset original", 2, "'widened', 'published', 'modern'"),
+    ("train --preset original", 2, "'laptop', 'published', 'modern'"),
     ("train --optimizer adam", 2, "Expected one of ('sgd', 'adamw', 'muon')"),
     ("train --data imagenet", 2, "Expected one of ('drawn', 'cifar10')"),
     ("train --colour red", 2, "Unrecognized options: --colour"),
@@ -451,6 +450,11 @@ def test_explain_uses_the_shipped_network_and_takes_several_pictures(tmp_path, m
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["a.png", "b.jpg", "Grad-CAM"]
     assert Path("gradcam.png").exists()
+    before = Path("gradcam.png").read_bytes()
+    assert cli(["explain", "a.png", "b.jpg", "--layers", "layer4", "--width", "64"]) == 0
+    assert Path("gradcam.png").read_bytes() != before, "another network draws other maps"
+    assert cli(["explain", "a.png", "--width", "64", "--run", "x"]) == 2
+    assert "width is 64, but the run in x has its own: name one" in capsys.readouterr().err
 
 
 def test_what_one_types_first_in_a_notebook_works(small_run, tmp_path, monkeypatch, no_figures):

@@ -3,20 +3,23 @@
 import hashlib
 import json
 import shutil
+import statistics
 
 import pytest
+import yaml
 
 from cifar_cam_lib import main
 from cifar_cam_lib.data import TransformedImages, evaluation_transform, load_images, make_loader
 from cifar_cam_lib.evaluation import confusion_matrix
 from cifar_cam_lib.fast import BatchedImages
 from cifar_cam_lib.model import count_parameters
-from cifar_cam_lib.settings import Config, parse
+from cifar_cam_lib.settings import SHIPPED_PRESET, Config, parse, read_settings
 from cifar_cam_lib.training import SHIPPED_SHA256, load_model, load_shipped_model, predict
 from scripts.measure.ablation import CHANGES, SHORT
 from scripts.project import ROOT
 
-RECORDS = sorted(folder.name for folder in (ROOT / "results").glob("*-width*"))
+RUNS = sorted(file.parent.name for file in (ROOT / "results").glob("*/metrics.json"))
+RECORDS = sorted(file.parent.name for file in (ROOT / "results").glob("*/shipped.json"))
 
 
 def record(folder, name):
@@ -29,18 +32,43 @@ def weights_of(folder):
     return kept if kept.exists() else ROOT / "cifar_cam_lib" / "weights" / f"{source}.safetensors"
 
 
-@pytest.mark.parametrize("folder", RECORDS)
-def test_the_record_fits_readme_card_and_weights(folder):
-    metrics, shipped = record(folder, "metrics"), record(folder, "shipped")
+@pytest.mark.parametrize("folder", [name for name in RUNS if "-seed" not in name])
+def test_the_records_fit_their_row_of_readme(folder):
+    metrics = [record(name, "metrics") for name in RUNS if name.partition("-seed")[0] == folder]
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     row = next(line for line in readme if f"[{folder}]" in line)
-    assert f"{metrics['test']['accuracy']:.2%}" in row and f"{metrics['parameters']:,}" in row
-    assert metrics["data"] == folder.partition("-")[0]
+    accuracy = statistics.mean(run["test"]["accuracy"] for run in metrics)
+    assert f"{accuracy:.2%}" in row and f"| {len(metrics)} (seed" in row
+    settings = record(folder, "config")["settings"]
+    assert f"{metrics[0]['parameters']:,}" in row
+    assert folder == f"{metrics[0]['data']}-{read_settings(settings).preset}"
+
+
+def test_every_network_that_ships_has_its_record():
+    known = {
+        (name.partition("-")[0], record(name, "config")["settings"]["width"]): name
+        for name in RECORDS
+    }
+    assert known.keys() == SHIPPED_SHA256.keys() == SHIPPED_PRESET.keys()
+    for (source, width), digest in SHIPPED_SHA256.items():
+        folder = known[source, width]
+        assert folder == f"{source}-{SHIPPED_PRESET[source, width]}"
+        assert record(folder, "shipped")["sha256"] == digest
+
+
+@pytest.mark.parametrize("folder", RECORDS)
+def test_the_record_fits_card_and_weights(folder):
+    shipped, source = record(folder, "shipped"), folder.partition("-")[0]
     assert hashlib.sha256(weights_of(folder).read_bytes()).hexdigest() == shipped["sha256"]
-    assert folder.endswith("-width16") is (shipped["sha256"] in SHIPPED_SHA256.values())
     card = (ROOT / "results" / folder / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert shipped["sha256"] in card and f"{shipped['test']['accuracy']:.2%}" in card
-    assert record(folder, "config")["command"] in card
+    _, head, text = card.split("---\n", 2)
+    assert shipped["sha256"] in text and f"{shipped['test']['accuracy']:.2%}" in text
+    assert record(folder, "config")["command"] in text
+    (entry,) = yaml.safe_load(head)["model-index"]
+    (result,) = entry["results"]
+    measured = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert measured == shipped["test"]
+    assert ("CIFAR-10" in result["dataset"]["name"]) is (source == "cifar10")
 
 
 @pytest.mark.parametrize("folder", RECORDS)

@@ -64,7 +64,11 @@ def test_a_value_becomes_what_the_setting_is(change, expected):
         ({"cutout_size": 1}, "cutout-size is 1, expected 0, for none, or 2 to 32"),
         ({"pipeline": "batched", "workers": 2}, "workers is 2, expected 0 with the batched"),
         ({"alternate_flip": True}, "alternate-flip needs flip, and the batched pipeline"),
-        ({"start": "shipped", "width": 24}, "width is 24, expected a multiple of 16"),
+        ({"start": "shipped", "width": 24}, "width is 24, expected 16 with start shipped"),
+        (
+            {"start": "shipped", "data": "cifar10", "width": 32},
+            "width is 32, expected 16 or 64 with start shipped",
+        ),
         ({"start": "shipped", "seed": 1}, r"\(0, 500, 1\), expected \(0, 500, 0\)"),
     ],
 )
@@ -137,7 +141,7 @@ def test_a_record_of_long_ago_stays_readable(folder):
         assert float(rows[-1]["train_loss"]) == metrics["train"]["loss"]
 
 
-RENAMED = {("original", "published"), ("grown", "widened")}
+RENAMED = {("original", "published"), ("grown", "modern"), ("widened", "modern")}
 
 
 @pytest.mark.parametrize("old, new", sorted(RENAMED))

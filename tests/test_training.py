@@ -1,12 +1,14 @@
 """Optimizers against PyTorch, losses that are not finite, 16 bits, and what a resumed run needs."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from cifar_cam_lib import training
 from cifar_cam_lib.data import (
     TransformedImages,
     draw_once,
@@ -21,6 +23,7 @@ from cifar_cam_lib.training import (
     load_checkpoint,
     load_model,
     load_shipped_model,
+    loss_and_accuracy,
     make_optimizer,
     make_schedule,
     predict,
@@ -29,6 +32,7 @@ from cifar_cam_lib.training import (
     train_epoch,
 )
 from cifar_cam_lib.trust import randomise
+from scripts.project import ROOT
 
 
 def loader(count=120, batch_size=40, side=8, epochs=2):
@@ -50,13 +54,40 @@ def test_orthogonalise_follows_the_singular_vectors(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    ours, exact = orthogonalise(matrix), left @ right
+    ours, exact = orthogonalise(matrix[None])[0], left @ right
     values = torch.linalg.svdvals(ours)
     assert values.min() > 0.3 and values.max() < 1.3 and ours.shape == shape
     assert (exact * ours).sum() / exact.norm() / ours.norm() > 0.9
-    assert torch.allclose(orthogonalise(1e-3 * matrix), orthogonalise(1e3 * matrix), atol=1e-3), (
-        "the size of the gradient does not count"
-    )
+    small, large = orthogonalise(torch.stack([1e-3 * matrix, 1e3 * matrix]))
+    assert torch.allclose(small, large, atol=1e-3), "the size of the gradient does not count"
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_orthogonalise_takes_each_matrix_for_itself_in_any_precision(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    together = orthogonalise(matrices)
+    for matrix, ours in zip(matrices, together, strict=True):
+        assert torch.allclose(orthogonalise(matrix[None])[0], ours, atol=1e-5)
+    rounded = orthogonalise(matrices, torch.bfloat16)
+    assert rounded.dtype is torch.float32 and (rounded - together).abs().max() < 0.05
+    values = torch.linalg.svdvals(rounded)
+    assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_muon_keeps_centred_filters_centred():
+    """As if the mean of each filter were taken away before it is used, and from its gradient."""
+    torch.manual_seed(0)
+    model, plain = resnet18(width=4), resnet18(width=4)
+    plain.load_state_dict(model.state_dict())
+    filters = [weight for weight in model.parameters() if weight.ndim == 4][1:]
+    for net, centred in ((model, True), (plain, False)):
+        optimizer = Muon(net, 0.02, 0.9, 0.1, centred)
+        for _ in range(2):
+            net(torch.ones(2, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+    assert all(weight.mean(dim=(1, 2, 3)).abs().max() < 1e-6 for weight in filters)
+    assert plain.layer2[0].conv1.weight.mean(dim=(1, 2, 3)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -381,7 +412,7 @@ def test_names_that_are_unknown_are_refused():
     optimizer = make_optimizer(model, "sgd", 0.1, 0.9, 0)
     with pytest.raises(ValueError, match="unknown schedule 'cosine': known are 'plateau'"):
         make_schedule(optimizer, "cosine", 10)
-    with pytest.raises(ValueError, match="no trained network for 'imagenet': known are cifar10"):
+    with pytest.raises(ValueError, match="no trained network for 'imagenet' of width 16: known"):
         load_shipped_model("imagenet")
 
 
@@ -432,7 +463,7 @@ def test_after_a_loss_that_is_not_finite_the_next_try_trains():
 def test_an_interrupted_evaluation_leaves_the_loader_at_its_own_size(monkeypatch):
     training, data = plain_training(), loader(side=8)
 
-    def stop(model, loader):
+    def stop(model, loader, precision):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cifar_cam_lib.training.predict", stop)
@@ -444,3 +475,75 @@ def test_an_interrupted_evaluation_leaves_the_loader_at_its_own_size(monkeypatch
 def test_a_loader_without_a_batch_is_named():
     with pytest.raises(ValueError, match="no batch"):
         train_epoch(plain_training(), [])
+
+
+@pytest.fixture
+def without_checkout(tmp_path, monkeypatch):
+    """The library as pip installs it, with a cache of its own."""
+    monkeypatch.setattr(training, "__file__", str(tmp_path / "package" / "training.py"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("IN_TEST", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def served(without_checkout, monkeypatch):
+    """A repository on this machine, with the network of the published size."""
+    source = ROOT / training.LARGE
+    served = without_checkout / "repository" / "model.safetensors"
+    served.parent.mkdir()
+    shutil.copyfile(source, served)
+    monkeypatch.setattr(training, "ADDRESS", served.as_uri())
+    return served
+
+
+def test_the_large_network_is_fetched_once(served):
+    first = load_shipped_model("cifar10", width=64)
+    served.unlink()
+    again = load_shipped_model("cifar10", width=64)
+    assert first.stem[0].out_channels == 64 and not first.training
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(served):
+    load_shipped_model("cifar10", width=64)
+    (cached,) = served.parents[1].rglob("cifar_cam_lib-*.safetensors")
+    cached.write_bytes(b"cut off")
+    assert load_shipped_model("cifar10", width=64).head.out_features == 10
+
+
+def test_another_network_at_the_address_is_refused(served):
+    with served.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"other")
+    with pytest.raises(OSError, match="has another one: install the package again"):
+        load_shipped_model("cifar10", width=64)
+    assert not list(served.parents[1].rglob("cifar_cam_lib-*"))
+
+
+def test_without_a_connection_one_line_says_so(served, monkeypatch):
+    served.unlink()
+    with pytest.raises(FileNotFoundError, match="not on this machine, and .* can't be reached"):
+        load_shipped_model("cifar10", width=64)
+    monkeypatch.setenv("IN_TEST", "1")
+    with pytest.raises(FileNotFoundError, match="because a test does not download"):
+        load_shipped_model("cifar10", width=64)
+
+
+def test_the_checkout_has_the_large_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(training, "ADDRESS", "file:///nowhere")
+    assert load_shipped_model("cifar10", width=64).stem[0].out_channels == 64
+
+
+def test_watching_takes_the_precision_of_the_training_and_predicting_does_not():
+    torch.manual_seed(0)
+    model = resnet18(width=8)
+    judge = make_loader(BatchedImages(draw_once(60, "test"), 0), 30, False, 0)
+    optimizer = make_optimizer(model, "sgd", 0.01, 0, 0)
+    sixteen = Training(model, optimizer, precision=torch.bfloat16)
+    (row,) = fit(sixteen, first_epoch(), {"validation": judge}, 1)
+    (exact, labels), (rounded, _) = predict(model, judge), predict(model, judge, torch.bfloat16)
+    assert exact.dtype is rounded.dtype is torch.float32
+    assert 0 < (exact - rounded).abs().max() < 0.1
+    assert row["validation_loss"] == loss_and_accuracy(rounded, labels)[0]

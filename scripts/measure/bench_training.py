@@ -1,9 +1,10 @@
 """Measures how fast batches are made and a network is trained, beside what others use.
 
-    .venv/bin/python -m scripts.measure.bench_training --out results/bench/training.json
-    .venv/bin/python -m scripts.measure.bench_training --part loader --out FILE
+    .venv/bin/python -m scripts.measure.bench_training --out results/bench
+    .venv/bin/python -m scripts.measure.bench_training --part loader --out results/bench
 
-The first takes about 10 minutes on two cores, the second measures one part of the file again. Every
+The first takes about 15 minutes on two cores, the second measures one part of the file again. The
+file is training.json, in a folder named after the processor, since each has its own numbers. Every
 case runs in a process of its own, on random images. The rounds go through all cases in turn, so
 that a busy minute falls on all of them; the median over the rounds counts.
 
@@ -14,6 +15,9 @@ that a busy minute falls on all of them; the median over the rounds counts.
     batches of 64, loader included if the case has one. The peers are written after the classifier
     tutorial of PyTorch and after kuangliu/pytorch-cifar, with our network and torchvision's crop
     and flip in the main process.
+`full`: images a second at the published size (width 64, 32 pixels, batches of 128), by wall time,
+    in the precision that the processor is fast at. `convolutions` is the bound: the network's
+    convolutions alone, forward and backward, without norms, activations, sums or optimizer.
 `scale`: seconds and peak memory of whole trainings of width 16 at 16 pixels, with more images, or
     with more epochs.
 `demo`: seconds of `cifar-cam train --preset demo`, from start to exit.
@@ -29,7 +33,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.measure.bench_gradcam import machine, measured_before, peak_mb, run_apart, save
+from scripts.measure.bench_gradcam import (
+    machine,
+    machine_file,
+    measured_before,
+    peak_mb,
+    run_apart,
+    save,
+)
 
 CASES = {
     "loader": {
@@ -49,6 +60,14 @@ CASES = {
         "tutorial": "a plain loop like PyTorch's tutorial",
         "kuangliu": "a loop like kuangliu's, which counts as it goes",
     },
+    "full": {
+        "convolutions": "the convolutions alone, forward and backward, precision auto",
+        "bare": "forward and backward pass only, precision auto",
+        "ours sgd": "our train_epoch, batched pipeline, precision auto, SGD",
+        "ours muon": "our train_epoch, batched pipeline, precision auto, Muon",
+        "watching float32": "looking at images without training, float32",
+        "watching": "looking at images without training, precision auto",
+    },
     "scale": {
         f"{images} images, {epochs} epochs": f"{images} images, {epochs} epochs"
         for images, epochs in ((1000, 1), (2000, 1), (4000, 1), (1000, 2), (1000, 4))
@@ -62,6 +81,8 @@ TARGETS = [
     ("step", "ours", "bare", "images_per_second", 0.85, "at least"),
     ("step", "ours", "tutorial", "images_per_second", 1, "at least"),
     ("step", "ours", "kuangliu", "images_per_second", 1, "at least"),
+    ("full", "ours sgd", "convolutions", "images_per_second", 0.75, "at least"),
+    ("full", "ours muon", "ours sgd", "images_per_second", 0.9, "at least"),
     ("scale", "4000 images, 1 epochs", "2000 images, 1 epochs", "seconds", 2.2, "at most"),
     ("scale", "1000 images, 4 epochs", "1000 images, 2 epochs", "seconds", 2.2, "at most"),
     ("scale", "1000 images, 4 epochs", "1000 images, 1 epochs", "peak_mb", 1.1, "at most"),
@@ -228,6 +249,87 @@ def measure_step(
     }
 
 
+def convolution_step(
+    model,  # the network
+    images,  # float [N, 3, H, W]
+    precision,  # of the forward pass
+):
+    """A function that runs each convolution of the network on its own input, forward and back."""
+    import torch
+
+    work, hooks = [], []
+
+    def keep(convolution, inputs, output):
+        work.append((convolution, inputs[0].detach(), torch.randn_like(output)))
+
+    automatic = torch.autocast("cpu", precision, enabled=precision is not torch.float32)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            hooks.append(module.register_forward_hook(keep))
+    with automatic, torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    first = work[0][0]
+
+    def step():
+        for convolution, inputs, gradient in work:
+            wanted = inputs.requires_grad_(convolution is not first)  # images get no gradient
+            with automatic:
+                output = convolution(wanted)
+            output.backward(gradient)
+
+    return step
+
+
+def measure_full(
+    case: str,  # a key of CASES["full"]
+) -> dict:
+    """Images a second of wall time, at the published size, after a step to warm up."""
+    import torch
+    import torch.nn.functional as F
+
+    from cifar_cam_lib.fast import Muon, choose_precision
+    from cifar_cam_lib.model import channels_last, resnet18
+    from cifar_cam_lib.training import Training, make_optimizer, predict, train_epoch
+
+    model, size = channels_last(resnet18()), 128
+    name = "float32" if case == "watching float32" else "auto"
+    precision = choose_precision(name, torch.device("cpu"))
+    images, labels = next(iter(our_loader(size, size, True, False)))
+    images = images.contiguous(memory_format=torch.channels_last)
+    if case == "convolutions":
+        alone = convolution_step(model, images, precision)
+    elif case == "ours muon":
+        optimizer = Muon(model, 0.01, 0.9, 0)
+    else:
+        optimizer = make_optimizer(model, "sgd", 0.01, 0.9, 0)
+
+    def steps(count):
+        if case == "convolutions":
+            for _ in range(count):
+                alone()
+        elif case == "bare":
+            for _ in range(count):
+                model.zero_grad()
+                with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+                    logits = model(images)
+                F.cross_entropy(logits.float(), labels).backward()
+        elif case.startswith("watching"):
+            predict(model, our_loader(count * size, size, True, False), precision)
+        else:
+            training = Training(model, optimizer, precision=precision)
+            train_epoch(training, our_loader(count * size, size, True, False))
+
+    steps(1)
+    start = time.perf_counter()
+    steps(4)
+    return {
+        "images_per_second": 4 * size / (time.perf_counter() - start),
+        "precision": str(precision).removeprefix("torch."),
+    }
+
+
 def measure_scale(
     case: str,  # a key of CASES["scale"]
 ) -> dict:
@@ -263,6 +365,7 @@ def measure_demo(
 MEASURE = {
     "loader": measure_loader,
     "step": measure_step,
+    "full": measure_full,
     "scale": measure_scale,
     "demo": measure_demo,
 }
@@ -359,19 +462,20 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=3, help="how often every case is measured (3)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="folder of the records of all machines")
     options = parser.parse_args()
+    out = machine_file(options.out, "training.json")
     if options.case:
         print(json.dumps(MEASURE[options.part](options.case)))
         return 0
-    parts, known = ([options.part], options.out) if options.part else (list(CASES), None)
+    parts, known = ([options.part], out) if options.part else (list(CASES), None)
     result = record(parts, options.rounds, known)
     result["targets"] = compare(result["numbers"])
     for row in result["targets"]:
         met = "met   " if row["met"] else "MISSED"
         ratio = f"{row['part']}: {row['ratio']} of {row['of']}"
         print(f"{met}  {ratio}: {row['target']}, measured {row['measured']}")
-    save(options.out, result)
+    save(out, result)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Writes README.md, the table of nbs/speed.md, and the public address in the notebooks.
+"""Writes README.md, the tables of nbs/speed.md, and the public address in the notebooks.
 
     .venv/bin/python -m scripts.publish.build_readme            write them
     .venv/bin/python -m scripts.publish.build_readme --check    exit 1 if one is out of date
@@ -6,8 +6,8 @@
 README.md is nbs/index.ipynb down to the line `<!-- README ends here -->`; what follows that line
 is on the site's home alone. Cells marked `#| hide` are left out, `#| echo: false` leaves out a
 cell's code, and a picture that a cell drew becomes a file in nbs/figures. Written here because
-nbdev's own way, nbdev_readme, needs Quarto, which pip cannot install. The table comes from
-results/bench, the address from settings.ini.
+nbdev's own way, nbdev_readme, needs Quarto, which pip cannot install. The tables come
+from results/bench, the address from settings.ini.
 """
 
 import base64
@@ -23,12 +23,16 @@ from scripts.project import ROOT, SETTINGS
 LINK = re.compile(r"""(\]\(|(?:src|href)=["'])(?![a-z]+:|[#/])([^)"'\s]+)""")
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 END = "<!-- README ends here -->"
+TABLES = re.compile(r"(<!-- tables -->).*(<!-- end of the tables -->)", re.DOTALL)
 # What the speed page compares: file, part or number of images, our case, the other's.
 SPEED = [
     ("training", "loader", "ours all", "albumentations all"),
     ("training", "loader", "ours crop+flip", "torchvision crop+flip"),
     ("training", "step", "ours", "tutorial"),
     ("training", "step", "ours", "kuangliu"),
+    ("training", "full", "ours sgd", "convolutions"),
+    ("training", "full", "ours muon", "ours sgd"),
+    ("training", "full", "watching", "watching float32"),
     ("gradcam", "256", "ours", "captum"),
     ("gradcam", "256", "ours", "grad-cam"),
     ("gradcam", "256", "ours", "torchcam"),
@@ -84,14 +88,25 @@ def index():
     return readme.strip() + "\n", rest.strip() + "\n", pictures
 
 
-def speed_table():
-    "The table of the speed page, from the files that `make bench` wrote."
-    lines = ["| Ours | Compared with | Ours | The other | Ratio |", "|---|---|--:|--:|--:|"]
+def speed_table(
+    folder,  # a machine's folder in results/bench
+):
+    "The comparisons of one machine, from the files that `make bench` wrote there."
+    files = {file: folder / f"{file}.json" for file in ("training", "gradcam")}
+    records = {file: json.loads(path.read_text()) for file, path in files.items() if path.exists()}
+    machine = next(iter(records.values()))["machine"]
+    lines = [
+        f"### {machine['cpu']}, {machine['threads']} threads\n",
+        "| Ours | Compared with | Ours | The other | Ratio |",
+        "|---|---|--:|--:|--:|",
+    ]
     for file, part, *cases in SPEED:
-        record = json.loads((ROOT / "results" / "bench" / f"{file}.json").read_text())
-        names, numbers = record["cases"], [record["numbers"][part][case] for case in cases]
+        if part not in records.get(file, {}).get("numbers", {}):
+            continue
+        names = records[file]["cases"]
+        numbers = [records[file]["numbers"][part][case] for case in cases]
         if file == "training":
-            names, what = names[part], ""
+            names, what = names[part], "width 64: " if part == "full" else ""
             ours, other = (number["images_per_second"] for number in numbers)
         else:
             what = f"Grad-CAM of four layers, {part} images: "
@@ -100,7 +115,7 @@ def speed_table():
         ours_name, other_name = (names[case] for case in cases)
         lines.append(
             f"| {what}{ours_name} | {other_name} | {ours:,.{digits}f} | {other:,.{digits}f} "
-            f"| {ours / other:.1f} |"
+            f"| {ours / other:.2f} |"
         )
     return "\n".join(lines)
 
@@ -126,8 +141,10 @@ def wanted():
     for name, content in pictures.items():
         yield ROOT / "nbs" / name, content
     path = ROOT / "nbs" / "speed.md"
-    table = re.compile(r"^\| Ours \|.*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
-    yield path, table.sub(lambda _: speed_table(), path.read_text(encoding="utf-8")).encode()
+    folders = sorted(file.parent for file in (ROOT / "results" / "bench").glob("*/training.json"))
+    tables = "\n\n".join(speed_table(folder) for folder in folders)
+    text = path.read_text(encoding="utf-8")
+    yield path, TABLES.sub(lambda found: f"{found[1]}\n\n{tables}\n\n{found[2]}", text).encode()
 
 
 def main():

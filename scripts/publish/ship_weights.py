@@ -1,13 +1,14 @@
-"""Makes finished runs the ones whose weights and numbers ship with the library.
+"""Makes finished runs the ones whose numbers, and perhaps weights, ship with the library.
 
     .venv/bin/python -m scripts.publish.ship_weights RUN...
 
-The record of a run (settings, numbers, history, TensorBoard events, model card) goes to
-results/SOURCE-widthN. Weights of width 16 go to cifar_cam_lib/weights/, and their sha256 into
-nbs/03_training.ipynb; larger ones stay with the record, as `cifar-cam evaluate` wants them. All
-weights are stored as float16, evaluated once more on the test images in float32 on a CPU, and those
-numbers are in the record beside those of the run. The figures of README.md come from the widest run
-on CIFAR-10 that is named. Afterwards: `make export`.
+The record of a run (settings, numbers, history, model card) goes to results/SOURCE-PRESET, that of
+another seed than 0 to results/SOURCE-PRESET-seedN. The weights ship if the run has seed 0 and its
+preset is in `SHIPPED_PRESET`: those of width 16 go to cifar_cam_lib/weights/, larger ones stay with
+the record, and the sha256 goes into nbs/03_training.ipynb. They are stored as float16 and evaluated
+once more on the test images in float32 on a CPU, and those numbers are in the record beside those
+of the run. The figures of README.md come from the widest network on CIFAR-10 that ships.
+Afterwards: `make export`.
 """
 
 import hashlib
@@ -20,10 +21,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+import yaml
 
 from cifar_cam_lib.drawn import SIDE
 from cifar_cam_lib.main import evaluate
 from cifar_cam_lib.model import draw_network, resnet18
+from cifar_cam_lib.settings import SHIPPED_PRESET, read_config
 from cifar_cam_lib.training import load_model, save_weights
 from scripts.project import ROOT
 
@@ -37,88 +40,129 @@ def read_json(path: Path) -> dict:
 
 def write_sha256(
     source: str,  # "cifar10" or "drawn"
+    width: int,  # of the network
     digest: str,  # of the file of weights
 ):
     """Put the digest into the cell of the training chapter that compares it."""
     notebook = ROOT / "nbs" / "03_training.ipynb"
     text = notebook.read_text(encoding="utf-8")
-    pattern = rf'(\\"{source}\\": \\")\w+(\\")'
+    pattern = rf'(\(\\"{source}\\", {width}\): \\")\w+(\\")'
     text, count = re.subn(pattern, rf"\g<1>{digest}\g<2>", text)
-    assert count == 1, f"{notebook.name} holds {count} digests for {source}"
+    assert count == 1, f"{notebook.name} holds {count} digests for {source} of width {width}"
     notebook.write_text(text, encoding="utf-8")
+
+
+def card_data(
+    name: str,  # of the record
+    source: str,  # "cifar10" or "drawn"
+    test: dict,  # "accuracy" and "loss" on the test images
+) -> dict:
+    """What the Hugging Face hub reads from the head of a model card."""
+    dataset = {
+        "cifar10": {"name": "CIFAR-10", "type": "uoft-cs/cifar10", "split": "test"},
+        "drawn": {"name": "drawn pictures", "type": "cifar_cam_lib/drawn", "split": "test"},
+    }[source]
+    measured = [
+        {"type": "accuracy", "value": test["accuracy"]},
+        {"type": "loss", "value": test["loss"], "name": "cross-entropy"},
+    ]
+    task = {"type": "image-classification"}
+    return {
+        "license": "mit",
+        "library_name": "cifar_cam_lib",
+        "pipeline_tag": "image-classification",
+        "tags": ["resnet", "grad-cam", "cifar-10"],
+        "metrics": ["accuracy"],
+        **({"datasets": [dataset["type"]]} if source == "cifar10" else {}),
+        "model-index": [
+            {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": measured}]}
+        ],
+    }
 
 
 def write_card(
     record: Path,  # folder under results/
     shipped: dict,  # the content of its shipped.json
 ):
-    """Describe the weights for people."""
+    """Describe the weights for people, and for the hub."""
     config, metrics = (read_json(record / f"{name}.json") for name in ("config", "metrics"))
-    machine = f"{config['threads']} threads, {config['device']}"
+    source, minutes = metrics["data"], metrics["seconds"] / 60
     width, parameters = config["settings"]["width"], f"{metrics['parameters']:,} parameters"
-    minutes, accuracy = metrics["seconds"] / 60, shipped["test"]["accuracy"]
-    data = {
+    images = {
         "cifar10": "CIFAR-10 (Krizhevsky 2009)",
         "drawn": "pictures that the library draws; not CIFAR-10",
-    }[metrics["data"]]
+    }[source]
     rows = {
         "network": f"ResNet-18 with layer norm, width {width}, {parameters}",
         "input": "RGB images of 32x32 pixels, normalised with the mean and deviation of CIFAR-10",
         "output": "ten logits",
-        "training data": data,
+        "training data": images,
         "command": f"`{config['command']}`",
         "commit": shipped["commit"],
         "epochs": f"{metrics['epochs']}, the last one counts",
-        "training time": f"{minutes:.0f} minutes, {machine}",
-        "test accuracy": f"**{accuracy:.2%}** of the test images, a second look after rounding, "
-        f"{shipped['dtype']} on a CPU",
+        "training time": f"{minutes:.0f} minutes, {config['threads']} threads, {config['device']}",
+        "test accuracy": f"**{shipped['test']['accuracy']:.2%}** of the test images, a second look "
+        f"after rounding, {shipped['dtype']} on a CPU",
         "file": f"{shipped['file']}, {shipped['bytes']:,} bytes",
         "sha256": f"`{shipped['sha256']}`",
         "license": "MIT",
     }
-    if "started_from" in config:
-        rows["first weights"] = (
-            "those of the network of width 16 that ships, widened (`cifar_cam_lib.fast.widen`); "
-            f"sha256 `{config['started_from']}`"
-        )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    head = yaml.safe_dump(card_data(record.name, source, shipped["test"]), sort_keys=False)
+    call = f'model = load_shipped_model("{source}", width={width})'
+    example = f"from cifar_cam_lib.training import load_shipped_model\n\n{call}"
     (record / "MODEL_CARD.md").write_text(
-        f"# {record.name}\n\n<!-- Written by scripts/publish/ship_weights.py. -->\n\n"
+        f"---\n{head}---\n\n# {record.name}\n\n"
+        "<!-- Written by scripts/publish/ship_weights.py. -->\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
+        f"```python\n{example}\n```\n\n"
         "For teaching: it knows ten classes and small pictures, and calls everything else one of "
         "the ten.\n"
     )
 
 
+def copy_record(
+    run: Path,  # folder of a finished run
+    record: Path,  # folder under results/, which it replaces
+    left_out: tuple[str, ...],  # files and folders that stay behind
+):
+    """Copy what belongs to a record; a folder that can't be written is copied as one that can."""
+    shutil.rmtree(record, ignore_errors=True)
+    others = shutil.ignore_patterns("evaluation.json", "figures", *left_out)
+    shutil.copytree(run, record, ignore=others, copy_function=shutil.copyfile)
+    for folder in (record, *(path for path in record.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+
+
 def ship(
     run: Path,  # folder of a finished run
-    with_figures: bool,  # README.md shows its figures
 ):
-    """Ship the record and the weights of one run."""
-    source = read_json(run / "metrics.json")["data"]
-    model = load_model(run / "model.safetensors")
-    width = model.stem[0].out_channels
-    record = ROOT / "results" / f"{source}-width{width}"
+    """Ship the record of one run, and its weights if they are among those that ship."""
+    config, source = read_config(run), read_json(run / "metrics.json")["data"]
+    name = f"{source}-{config.preset}" + (f"-seed{config.seed}" if config.seed else "")
+    record = ROOT / "results" / name
     if run.resolve() == record.resolve():
         sys.exit(f"{run} is the record itself: name the folder of the run")
-    if width == 16:
+    if config.seed or SHIPPED_PRESET.get((source, config.width)) != config.preset:
+        copy_record(run, record, ("model.safetensors", "tb"))
+        return
+    model = load_model(run / "model.safetensors")
+    weights = record / "model.safetensors"
+    if config.width == 16:
         weights = ROOT / "cifar_cam_lib" / "weights" / f"{source}.safetensors"
-    else:
-        weights = record / "model.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         save_weights(model, Path(folder) / "model.safetensors", torch.float16)
         shutil.copy(run / "config.json", folder)
         test = evaluate(Path(folder))  # before anything is replaced
-        shutil.rmtree(record, ignore_errors=True)
-        others = shutil.ignore_patterns("model.safetensors", "figures", "evaluation.json")
-        shutil.copytree(run, record, ignore=others)
-        shutil.copy(Path(folder) / "model.safetensors", weights)
+        copy_record(run, record, ("model.safetensors",))
+        shutil.copyfile(Path(folder) / "model.safetensors", weights)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if width == 16:
-        write_sha256(source, digest)
-    if with_figures:
+    write_sha256(source, config.width, digest)
+    if source == "cifar10" and config.width == resnet18().stem[0].out_channels:
         for name in README_FIGURES:
-            shutil.copy(run / "figures" / f"{name}.png", ROOT / "nbs" / "figures")
+            shutil.copyfile(
+                run / "figures" / f"{name}.png", ROOT / "nbs" / "figures" / f"{name}.png"
+            )
         draw_network(resnet18(), SIDE).savefig(ROOT / "nbs" / "figures" / "network.png", dpi=110)
     asked = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -141,11 +185,8 @@ def main():
     """Ship the runs that the command line names."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    runs = [Path(name) for name in sys.argv[1:]]
-    metrics = {run: read_json(run / "metrics.json") for run in runs}
-    counts = {run: row["parameters"] for run, row in metrics.items() if row["data"] == "cifar10"}
-    for run in runs:
-        ship(run, with_figures=bool(counts) and run == max(counts, key=counts.get))
+    for name in sys.argv[1:]:
+        ship(Path(name))
 
 
 if __name__ == "__main__":
