@@ -1,5 +1,6 @@
 """The numbers that README shows are those of the runs whose record and weights are here."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -126,3 +127,11 @@ def test_cats_are_taken_for_dogs_rather_than_for_ships():
     cat, dog, ship = 3, 5, 8
     assert matrix[cat, dog] + matrix[dog, cat] > matrix[cat, ship] + matrix[ship, cat]
     assert 850 <= matrix.trace() <= 970
+
+
+def test_the_unfinished_run_is_shown_as_far_as_it_went():
+    with (ROOT / "results" / "cifar10-published" / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in readme if "[cifar10-published]" in line)
+    assert f"| {len(rows)} of 40, " in row and f"{float(rows[-1]['test_accuracy']):.2%}" in row
