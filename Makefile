@@ -57,15 +57,15 @@ docs: setup ## build the site from the notebooks, into _docs/
 
 export: setup ## write the library, README.md and the page on the levels from the notebooks, and tidy all
 	@$(BIN)/ruff format --quiet nbs scripts tests setup.py
+	@$(BIN)/python -m scripts.publish.build_readme
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
-	@$(BIN)/python -m scripts.publish.build_readme
 	@$(BIN)/python -m scripts.publish.build_levels
 
 notebooks: setup ## run all notebooks and save their outputs
 	@$(BIN)/python -m scripts.publish.run_notebooks
 
-weights: setup ## train the two networks that ship with the library, on drawn pictures and on CIFAR-10 (35 minutes)
+weights: setup ## train the two small networks that come in the package, on drawn pictures and on CIFAR-10 (35 minutes)
 	@$(BIN)/cifar-cam train --preset demo --out runs/ship-drawn
 	@$(BIN)/cifar-cam train --preset laptop --out runs/ship-cifar10
 	@$(BIN)/python -m scripts.publish.ship_weights runs/ship-drawn runs/ship-cifar10

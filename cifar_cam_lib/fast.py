@@ -247,7 +247,6 @@ class Muon(torch.optim.AdamW):
         learning_rate: float,  # all directions of a matrix move by about so much
         momentum: float,  # share of the running mean that stays, 0..1
         weight_decay: float,  # pull of the convolutions towards zero
-        centred: bool = False,  # keep the mean of each filter at zero
     ):
         convolutions = [parameter for parameter in model.parameters() if parameter.ndim == 4][1:]
         chosen = set(convolutions)
@@ -257,9 +256,6 @@ class Muon(torch.optim.AdamW):
             {"params": others, "lr": learning_rate / 10, "weight_decay": 0.0},
         ]
         super().__init__([group | {"momentum": momentum} for group in groups])
-        self.centred = centred
-        fast = choose_precision("auto", next(model.parameters()).device)
-        self.dtype = torch.bfloat16 if fast is torch.bfloat16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -290,16 +286,13 @@ class Muon(torch.optim.AdamW):
             mean = self.state[weight]["mean"].lerp_(weight.grad, 1 - momentum)
             directions.append(weight.grad.lerp(mean, momentum).flatten(1))
             weight.grad = None  # so that AdamW leaves it alone
-        directions = torch.stack(directions)
-        if self.centred:
-            directions -= directions.mean(dim=2, keepdim=True)
-        updates = orthogonalise(directions, self.dtype)
+        fast = choose_precision("auto", weights[0].device)
+        dtype = torch.bfloat16 if fast is torch.bfloat16 else torch.float32  # float16 overflows
+        updates = orthogonalise(torch.stack(directions), dtype)
         rows, columns = updates.shape[1:]
         for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - lr * weight_decay)
             weight.sub_(update.view_as(weight), alpha=lr * max(1, rows / columns) ** 0.5)
-            if self.centred:
-                weight.sub_(weight.mean(dim=(1, 2, 3), keepdim=True))
 
 # %% ../nbs/08_fast.ipynb #15bf7176
 @torch.no_grad()

@@ -180,7 +180,7 @@ def make_training(config: Config, steps_per_epoch: int) -> Training:
     model = channels_last(initial_model(config)).to(device)
     rates = (config.learning_rate, config.momentum, config.weight_decay)
     if config.optimizer == "muon":
-        optimizer = Muon(model, *rates, config.centred)
+        optimizer = Muon(model, *rates)
     else:
         optimizer = make_optimizer(model, config.optimizer, *rates)
     schedule = make_schedule(optimizer, config.schedule, config.epochs * steps_per_epoch)
@@ -310,7 +310,7 @@ def run(
     from torch.utils.tensorboard import SummaryWriter  # here, because `explain` doesn't need it
 
     config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
-    choose_device(config.device)  # a GPU that isn't there is an error now, not later
+    initial_model(config).to(choose_device(config.device))  # what isn't there is an error now
     images = load_splits(config)
     folder = folder or new_run_folder(config.out)
     try:
@@ -397,8 +397,8 @@ def explain(
     if out.resolve() in [path.resolve() for path in pictures]:
         raise ValueError(f"out is {out}, expected another file than one of the pictures")
     weights = Path(run_folder or "") / "model.safetensors"
-    model = load_classifier(weights) if run_folder else load_shipped_model("cifar10", width)
     images = np.stack([read_picture(path, SIDE) for path in pictures])
+    model = load_classifier(weights) if run_folder else load_shipped_model("cifar10", width)
     names = [path.name for path in pictures]
     figure, probabilities = show_explanations(model, images, names, layers, target)
     figure.savefig(out, dpi=150)

@@ -122,8 +122,6 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.8
     # pull of the weights towards zero
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
-    # keep the mean of each filter at zero; Muon can
-    centred: bool = False
     # how the learning rate changes
     schedule: Literal["plateau", "one-cycle", "constant"] = "one-cycle"
     # share of probability spread over all classes
@@ -132,7 +130,7 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     l1_factor: Annotated[float, Field(ge=0, le=1000)] = 0.0
     # L1 as the mean of each tensor (the published run) or as the sum
     l1_reduction: Literal["mean", "sum"] = "mean"
-    # digits of the training; auto: 16 bits if the chip is fast at it
+    # digits of the training and of its looks between epochs; auto: 16 bits if the chip is fast at it
     precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     # processes that prepare batches
     workers: Annotated[int, Field(ge=0, le=128)] = 0
@@ -160,8 +158,6 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
             raise ValueError(f"workers is {self.workers}, expected 0 with the batched pipeline")
         if self.alternate_flip and (self.pipeline != "batched" or not self.flip):
             raise ValueError("alternate-flip needs flip, and the batched pipeline")
-        if self.centred and self.optimizer != "muon":
-            raise ValueError(f"centred needs the optimizer muon, not {self.optimizer}")
         if self.start == "shipped":
             widths = [width for data, width in SHIPPED_PRESET if data == self.data]
             if self.width not in widths:
@@ -205,8 +201,9 @@ def record(
     return {"settings": settings, "command": command_line(config)}
 
 # %% ../nbs/appendix_settings.ipynb #6dfa1c73
-# setting: old value, new value; a record tells every setting, so the preset is only a label
-ADDED = {"centred": False}  # settings that came later, as if they had been there
+# What a record that doesn't tell it was made with, where the preset says something else today
+BEFORE = {"precision": "float32"}
+# setting: old value, new value; the preset is only a label, since a record tells the settings
 OLD_NAMES = {"preset": {"original": "published", "grown": "modern", "widened": "modern"}}
 
 
@@ -220,8 +217,10 @@ def read_settings(
     renamed = {
         name: OLD_NAMES.get(name, {}).get(str(value), value) for name, value in settings.items()
     }
+    if settings.get("preset") in ("grown", "widened"):  # `start` widens no more
+        renamed["start"] = "random"
     try:
-        return Config(**ADDED | renamed | changes)
+        return Config(**BEFORE | renamed | changes)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from error

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -495,22 +496,26 @@ def fetch_large(
 
     Raises OSError if they can't be fetched.
     """
-    checkout = Path(__file__).parent.parent / LARGE
-    cached = Path(torch.hub.get_dir(), "checkpoints", f"cifar_cam_lib-{expected[:16]}.safetensors")
+    checkout, folder = Path(__file__).parent.parent / LARGE, Path(torch.hub.get_dir())
+    cached = folder / "checkpoints" / f"cifar_cam_lib-{expected[:16]}.safetensors"
     for path in (checkout, cached):
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
             return path
-    message = f"the network of width 64 is not on this machine, and {ADDRESS}"
+    message = "the network of width 64 is not on this machine, and"
     if os.environ.get("IN_TEST"):
-        raise FileNotFoundError(f"{message} is not asked, because a test does not download")
-    cached.parent.mkdir(parents=True, exist_ok=True)
+        raise FileNotFoundError(f"{message} a test does not download")
+    if folder.parts[0] == "~":
+        raise FileNotFoundError(f"{message} there is no home folder to keep it in: set TORCH_HOME")
     print("Fetching the network of width 64, 22 MB, once.", file=sys.stderr)
     try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(ADDRESS, str(cached), expected)
-    except OSError as error:
-        raise FileNotFoundError(f"{message} can't be reached ({error})") from error
+    except (OSError, HTTPException) as error:
+        reason = f"can't be fetched from {ADDRESS} to {cached.parent}"
+        raise FileNotFoundError(f"{message} {reason} ({error!r})") from error
     except RuntimeError as error:  # another checksum
-        raise OSError(f"{message} has another one: install the package again") from error
+        reason = "was damaged on the way, or is newer than this version"
+        raise OSError(f"{message} what {ADDRESS} gave {reason}: try again, then update") from error
     return cached
 
 # %% ../nbs/03_training.ipynb #bf587876

@@ -147,6 +147,31 @@ def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch, no_f
     assert record["started_from"] == SHIPPED_SHA256["drawn", 16]
 
 
+@pytest.mark.parametrize("width", [16, 64])
+def test_a_run_begins_with_the_shipped_network_of_its_width(width):
+    config = Config(data="cifar10", start="shipped", width=width, validation_size=1000)
+    assert module.initial_model(config).stem[0].out_channels == width
+    assert (
+        module.describe_run(config, torch.device("cpu"))["started_from"]
+        == (SHIPPED_SHA256["cifar10", width])
+    )
+
+
+def test_a_network_that_cannot_be_had_stops_a_run_before_its_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("cifar_cam_lib.training.__file__", str(tmp_path / "x" / "training.py"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "load_splits", lambda config: {})
+    config = Config(data="cifar10", start="shipped", width=64, validation_size=1000)
+    with pytest.raises(FileNotFoundError, match="a test does not download"):
+        run(Config(**dict(config) | {"out": tmp_path / "run"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_last_look_is_in_float32(tmp_path, no_figures):
+    result = run(small(precision="bfloat16", epochs=1, out=tmp_path / "run"))
+    assert torch.equal(evaluate(result.folder).logits, result.test.logits)
+
+
 def test_the_precision_follows_the_chip(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for abilities, expected in (

@@ -151,6 +151,22 @@ def test_an_old_name_of_a_preset_is_read(old, new):
     assert read_settings(recorded | {"preset": old}, device="cpu").device == "cpu"
 
 
+@pytest.mark.parametrize("width", [32, 64])
+def test_a_run_that_was_widened_is_read(width):
+    """`start` shipped took any multiple of 16 then; the weights are in the run's folder."""
+    recorded = Config(preset="laptop").model_dump(mode="json")
+    recorded |= {"preset": "grown", "start": "shipped", "width": width, "epochs": 3}
+    found = read_settings(recorded)
+    assert (found.width, found.epochs, found.optimizer) == (width, 3, "muon")
+
+
+def test_a_record_from_before_there_was_a_precision_stays_in_float32():
+    recorded = Config(preset="published").model_dump(mode="json")
+    del recorded["precision"]
+    assert read_settings(recorded | {"preset": "original"}).precision == "float32"
+    assert Config(preset="published").precision == "auto"
+
+
 HEAVY = {"torch", "torchvision", "albumentations", "matplotlib", "cv2", "tensorboard"}
 UNUSED = {"albumentations", "torch.utils.tensorboard", "torchvision", "tensorboard"}
 

@@ -21,6 +21,7 @@ import os
 import shlex
 import statistics
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,8 +33,8 @@ from scripts.measure.bench_gradcam import machine, measured_before, run_apart, s
 SEEDS = (0, 1, 2)
 BUDGET = {"validation_size": 5_000, "epochs": 4, "image_sizes": (16, 16, 16, 24)}
 RECIPE = {"preset": "laptop"} | BUDGET
-ADAMW = {"optimizer": "adamw", "weight_decay": 0.05, "centred": False}
-SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "centred": False}
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.05}
+SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 # optimizer: its settings, and the rates to begin with
 RATES = {
     "SGD": (SGD, (0.03, 0.1, 0.3, 1.0)),
@@ -48,7 +49,6 @@ PARTS = {
     "label smoothing": {"label_smoothing": 0.0},
     "weight decay": {"weight_decay": 0.0},
     "one-cycle": {"schedule": "constant"},
-    "centred filters": {"centred": False},
 }
 
 
@@ -105,7 +105,7 @@ class Measurements:
         out: Path,  # JSON file to write, or to continue with
     ):
         packages = ("torch", "cifar_cam_lib")
-        self.out = out
+        self.out, self.lock = out, threading.Lock()
         self.record = {
             "command": "python -m scripts.measure.recipe",
             "what": "width 16, 45,000 training and 5,000 validation images of CIFAR-10, four "
@@ -127,9 +127,11 @@ class Measurements:
             name = command if norm == "layer norm" else f"{command}, with {norm}"
             if name not in self.runs:
                 options = ["--one", command, "--norm", norm]
-                self.runs[name] = run_apart("scripts.measure.recipe", options)
-                print(f"{last_accuracy(self.runs[name]):.2%}  {name}", flush=True)
-                self.save({})
+                row = run_apart("scripts.measure.recipe", options)
+                print(f"{last_accuracy(row):.2%}  {name}", flush=True)
+                with self.lock:
+                    self.runs[name] = row
+                    self.save({})
             return self.runs[name]
 
         with ThreadPoolExecutor(2) as pool:

@@ -123,10 +123,11 @@ def speed_table(
 def addressed(
     text,  # a notebook's file
 ):
-    "The same with the owner and repository of settings.ini in badges and install lines."
+    "The same with the owner and repository of settings.ini in badges, addresses and install lines."
+    user, repo = SETTINGS["user"], SETTINGS["repo"]
     return re.sub(
-        r"(colab\.research\.google\.com/github/|git\+https://github\.com/)[\w-]+/[\w-]+",
-        rf"\g<1>{SETTINGS['user']}/{SETTINGS['repo']}",
+        rf"(colab\.research\.google\.com/github/|github\.com/)[\w-]+/{repo}\b",
+        rf"\g<1>{user}/{repo}",
         text,
     )
 
@@ -141,7 +142,7 @@ def wanted():
     for name, content in pictures.items():
         yield ROOT / "nbs" / name, content
     path = ROOT / "nbs" / "speed.md"
-    folders = sorted(file.parent for file in (ROOT / "results" / "bench").glob("*/training.json"))
+    folders = sorted({file.parent for file in (ROOT / "results" / "bench").glob("*/*.json")})
     tables = "\n\n".join(speed_table(folder) for folder in folders)
     text = path.read_text(encoding="utf-8")
     yield path, TABLES.sub(lambda found: f"{found[1]}\n\n{tables}\n\n{found[2]}", text).encode()

@@ -26,7 +26,7 @@ import yaml
 from cifar_cam_lib.drawn import SIDE
 from cifar_cam_lib.main import evaluate
 from cifar_cam_lib.model import draw_network, resnet18
-from cifar_cam_lib.settings import SHIPPED_PRESET, read_config
+from cifar_cam_lib.settings import PATHS, SHIPPED_PRESET, Config, read_config
 from cifar_cam_lib.training import load_model, save_weights
 from scripts.project import ROOT
 
@@ -143,6 +143,9 @@ def ship(
     record = ROOT / "results" / name
     if run.resolve() == record.resolve():
         sys.exit(f"{run} is the record itself: name the folder of the run")
+    preset, machine = dict(Config(preset=config.preset)), {"seed", "download", "device", "workers"}
+    if changed := {k for k, v in config if v != preset[k]} - machine - PATHS:
+        sys.exit(f"{run} differs from the preset {config.preset} in {', '.join(sorted(changed))}")
     if config.seed or SHIPPED_PRESET.get((source, config.width)) != config.preset:
         copy_record(run, record, ("model.safetensors", "tb"))
         return
