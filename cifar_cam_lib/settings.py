@@ -130,7 +130,7 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     l1_factor: Annotated[float, Field(ge=0, le=1000)] = 0.0
     # L1 as the mean of each tensor (the published run) or as the sum
     l1_reduction: Literal["mean", "sum"] = "mean"
-    # digits of the training and of its looks between epochs; auto: 16 bits if the chip is fast at it
+    # digits of training, and of its looks between epochs; auto: 16 bits if the chip is fast at it
     precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     # processes that prepare batches
     workers: Annotated[int, Field(ge=0, le=128)] = 0

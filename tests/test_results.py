@@ -18,6 +18,7 @@ from cifar_cam_lib.settings import SHIPPED_PRESET, Config, parse, read_settings
 from cifar_cam_lib.training import SHIPPED_SHA256, load_model, load_shipped_model, predict
 from scripts.measure.ablation import CHANGES, SHORT
 from scripts.project import ROOT
+from scripts.publish import ship_weights
 
 RUNS = sorted(file.parent.name for file in (ROOT / "results").glob("*/metrics.json"))
 RECORDS = sorted(file.parent.name for file in (ROOT / "results").glob("*/shipped.json"))
@@ -70,6 +71,27 @@ def test_the_record_fits_card_and_weights(folder):
     measured = {metric["type"]: metric["value"] for metric in result["metrics"]}
     assert measured == shipped["test"]
     assert ("CIFAR-10" in result["dataset"]["name"]) is (source == "cifar10")
+
+
+def test_a_run_with_other_settings_than_its_preset_does_not_ship(tmp_path):
+    shutil.copy(ROOT / "results" / "drawn-demo" / "metrics.json", tmp_path)
+    config = json.loads((ROOT / "results" / "drawn-demo" / "config.json").read_text())
+    config["settings"] |= {"epochs": 1, "workers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match="differs from the preset demo in epochs$"):
+        ship_weights.ship(tmp_path)
+
+
+@pytest.mark.parametrize("source, width", sorted(SHIPPED_SHA256))
+def test_a_new_sha256_goes_into_its_line(source, width, tmp_path, monkeypatch):
+    notebook = tmp_path / "nbs" / "03_training.ipynb"
+    notebook.parent.mkdir()
+    shutil.copy(ROOT / "nbs" / "03_training.ipynb", notebook)
+    monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
+    before = notebook.read_text(encoding="utf-8")
+    ship_weights.write_sha256(source, width, "0" * 64)
+    expected = before.replace(SHIPPED_SHA256[source, width], "0" * 64)
+    assert notebook.read_text(encoding="utf-8") == expected != before
 
 
 @pytest.mark.parametrize("folder", RECORDS)
