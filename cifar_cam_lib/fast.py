@@ -278,7 +278,10 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def step_together(self, weights: list, lr: float, momentum: float, weight_decay: float, **_):
-        """A step of convolutions of one shape."""
+        """A step of convolutions of one shape; `lr` and the rest are settings of their group.
+
+        Their gradients are used up.
+        """
         directions = []
         for weight in weights:
             if weight not in self.state:  # AdamW wants a step when it is loaded

@@ -115,7 +115,7 @@ def speed_table(
         ours_name, other_name = (names[case] for case in cases)
         lines.append(
             f"| {what}{ours_name} | {other_name} | {ours:,.{digits}f} | {other:,.{digits}f} "
-            f"| {ours / other:.2f} |"
+            f"| {ours / other:.3g} |"
         )
     return "\n".join(lines)
 
