@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust clean
+.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust own clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -79,6 +79,9 @@ ablation: setup ## measure what each part of the recipe is worth, for chapter 9 
 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
 	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json
+
+own: setup ## measure fine-tuning with few pictures, and the maps of a small ViT, for chapter 10 (an hour)
+	@$(BIN)/python -m scripts.measure.own --out results/own.json
 
 clean: ## delete .venv and what the tests leave; runs/ and data/ stay
 	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

@@ -8,11 +8,13 @@ __all__ = ['CIFAR10_MEAN', 'CIFAR10_STD', 'LabelledImages', 'load_images', 'imag
            'make_loader', 'denormalise', 'show_augmented', 'as_batch', 'read_picture']
 
 # %% ../nbs/01_data.ipynb #ea710088
+import contextlib
 import functools
 import os
 import random
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -80,14 +82,76 @@ def verify_cifar10(
                 "delete the folder cifar-10-batches-py and download it again"
             )
 
+# %% ../nbs/01_data.ipynb #edde3dd0
+def check_images(
+    images: np.ndarray,  # uint8, or float in 0..1
+) -> np.ndarray:
+    """Images [N, H, W, 3] of the same type; grey ones, [N, H, W] or [N, H, W, 1], three times over.
+
+    Raises ValueError for another type, shape or range.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"the images are {images.dtype}, expected uint8, or floats from 0 to 1")
+    shape = images.shape
+    if images.ndim == 3 and shape[2] > 4:  # else it's a single image in colour
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"the images have the shape {shape}, expected [N, H, W, 3] or [N, H, W]")
+    if images.dtype != np.uint8 and images.size and not 0 <= images.min() <= images.max() <= 1:
+        extent = f"from {images.min():.3g} to {images.max():.3g}"
+        raise ValueError(f"the images are floats {extent}, expected from 0 to 1")
+    return images if images.shape[3] == 3 else images.repeat(3, axis=3)
+
+
+def check_labels(
+    labels: np.ndarray,  # integers, zero or above
+    count: int,  # how many are expected
+) -> np.ndarray:
+    """Labels, int64 [N]. Raises ValueError for another number, type or range."""
+    labels = np.asarray(labels)
+    whole = np.issubdtype(labels.dtype, np.integer) or not labels.size
+    if labels.shape != (count,) or not whole or labels.min(initial=0) < 0:
+        given = f"{labels.dtype} of shape {labels.shape}, such as {labels.ravel()[:5]}"
+        raise ValueError(f"labels are {given}, expected {count} integers, zero or above")
+    return labels.astype(np.int64, copy=False)
+
 # %% ../nbs/01_data.ipynb #bf70c819
+CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)  # of each channel, on the scale 0..1
+CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)  # standard deviation of each channel
+
+
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their labels, in memory."""
+    """Images in memory, with their labels and all that belongs to them.
+
+    Floats 0..1 and grey images become bytes of three channels. Raises ValueError for other types,
+    shapes or ranges, for images that aren't square or have less than 8x8 pixels, and for labels
+    without a class name of their own.
+    """
 
     images: np.ndarray  # uint8 [N, H, H, 3], RGB
-    labels: np.ndarray  # int64 [N], 0..9, an index into CLASS_NAMES
+    labels: np.ndarray  # int64 [N], an index into class_names
+    class_names: tuple[str, ...] = ()  # without any: "class 0", "class 1", ...
     source: str = "own"  # where they come from: "cifar10", "drawn" or "own"
+    mean: tuple[float, ...] = CIFAR10_MEAN  # of each channel, to normalise with
+    std: tuple[float, ...] = CIFAR10_STD  # standard deviation of each channel
+
+    def __post_init__(self):
+        images, labels = check_images(self.images), check_labels(self.labels, len(self.images))
+        height, width = images.shape[1:3]
+        if height != width or height < 8:
+            size = f"{height}x{width} pixels, height by width"
+            raise ValueError(f"the images have {size}, expected squares of 8x8 or more: crop them")
+        count = int(labels.max(initial=-1)) + 1
+        names = tuple(self.class_names) or tuple(f"class {label}" for label in range(count))
+        if isinstance(self.class_names, str) or not count <= len(names) == len(set(names)):
+            wanted = f"a name of its own for each class, at least {count}, as the labels have it"
+            raise ValueError(f"class_names is {self.class_names!r}, expected {wanted}")
+        if images.dtype != np.uint8:
+            images = np.rint(255 * images).astype(np.uint8)
+        # The frozen way to set attributes
+        self.__dict__.update(images=images, labels=labels, class_names=names)
 
     def __len__(self):
         return len(self.labels)
@@ -97,7 +161,7 @@ class LabelledImages:
 
     def subset(self, indices) -> "LabelledImages":
         """The images and labels at `indices` (an integer array or a slice)."""
-        return LabelledImages(self.images[indices], self.labels[indices], self.source)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 # %% ../nbs/01_data.ipynb #b5f342e2
 def read_cifar10(
@@ -119,7 +183,9 @@ def read_cifar10(
             raise FileNotFoundError(f"{missing} and could not be downloaded ({error})") from error
     verify_cifar10(root)
     splits = cifar10(root, train=True), cifar10(root, train=False)
-    return tuple(LabelledImages(split.data, np.array(split.targets), "cifar10") for split in splits)
+    return tuple(
+        LabelledImages(split.data, split.targets, CLASS_NAMES, "cifar10") for split in splits
+    )
 
 # %% ../nbs/01_data.ipynb #0c24fa1c
 @functools.lru_cache(maxsize=4)
@@ -131,7 +197,7 @@ def draw_once(
     images, labels, _ = draw_pictures(count, split)
     images.setflags(write=False)
     labels.setflags(write=False)
-    return LabelledImages(images, labels, "drawn")
+    return LabelledImages(images, labels, CLASS_NAMES, "drawn")
 
 # %% ../nbs/01_data.ipynb #d379b1c6
 def load_images(
@@ -169,6 +235,20 @@ def load_images(
             print(f"Images: drawn stand-in (CIFAR-10 is not on this machine, and {reason}).")
     return draw_once(drawn_count, "train"), draw_once(drawn_count // 5, "test")
 
+# %% ../nbs/01_data.ipynb #5d11ad52
+def tile_extent(
+    image: np.ndarray,  # [H, W, ...]
+    left: float,  # place of the tile's left edge
+    top: float,  # place of its upper edge
+) -> tuple[float, float, float, float]:
+    """Where `imshow` puts an image in a tile of side 1: as large as fits, in the middle.
+
+    Left, right, lower and upper edge, as `extent` wants them.
+    """
+    height, width = (side / max(image.shape[:2]) for side in image.shape[:2])
+    left, top = left + (1 - width) / 2, top + (1 - height) / 2
+    return left, left + width, top + height, top
+
 # %% ../nbs/01_data.ipynb #8b495234
 def image_grid(
     images,  # [N, H, W, 3] uint8 or float in 0..1, RGB
@@ -177,7 +257,7 @@ def image_grid(
 ) -> plt.Figure:
     """Draw images in rows, each under its title: the `texts` of the figure's one axis.
 
-    Raises ValueError without an image.
+    An image that isn't square keeps its ratio. Raises ValueError without an image.
     """
     if not titles:
         raise ValueError("there is no image to show")
@@ -188,7 +268,7 @@ def image_grid(
     axis = figure.add_axes((0, 0, 1, 1))  # one for all images: fifty axes take seconds to lay out
     for number, (image, title) in enumerate(zip(images, titles)):
         left, top = 1.05 * (number % columns), row_height * (number // columns)
-        axis.imshow(image, extent=(left, left + 1, top + 1, top))
+        axis.imshow(image, extent=tile_extent(image, left, top))
         axis.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=8)
     bottom = row_height * (rows - 1) + 1.05
     axis.set(xlim=(-0.05, 1.05 * columns), ylim=(bottom, -title_height), aspect="equal")
@@ -208,28 +288,34 @@ def channel_statistics(
     mean = share @ values
     return mean, np.sqrt(share @ values**2 - mean**2)
 
-# %% ../nbs/01_data.ipynb #7816a4b5
-CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)
-CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
-
 # %% ../nbs/01_data.ipynb #0fc57c9c
-MEAN_COLOUR = tuple(round(255 * value) for value in CIFAR10_MEAN)  # nearly 0 after normalising
+def mean_colour(
+    mean: tuple[float, ...],  # of each channel, 0..1
+) -> tuple[int, ...]:
+    """The colour, 0..255, that is nearly 0 after normalising."""
+    return tuple(round(255 * value) for value in mean)
 
 # %% ../nbs/01_data.ipynb #448b1bd0
-def normalise_steps() -> list:
+def normalise_steps(
+    mean: tuple[float, ...],  # of each channel, 0..1
+    std: tuple[float, ...],  # standard deviation of each channel
+) -> list:
     """What every transform ends with: normalise, and make a tensor with the channels in front."""
     # Imported here, because they take seconds to load and `cifar-cam explain` doesn't need them.
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
-    return [A.Normalize(CIFAR10_MEAN, CIFAR10_STD), ToTensorV2()]
+    return [A.Normalize(mean, std), ToTensorV2()]
 
 # %% ../nbs/01_data.ipynb #45f080c8
-def evaluation_transform() -> Callable:
+def evaluation_transform(
+    mean: tuple[float, ...] = CIFAR10_MEAN,  # of each channel, 0..1
+    std: tuple[float, ...] = CIFAR10_STD,  # standard deviation of each channel
+) -> Callable:
     """Normalise only: uint8 [H, W, 3] to float32 [3, H, W]; an `albumentations.Compose`."""
     import albumentations as A
 
-    return A.Compose(normalise_steps())
+    return A.Compose(normalise_steps(mean, std))
 
 # %% ../nbs/01_data.ipynb #90bf44ea
 def train_transform(
@@ -238,6 +324,8 @@ def train_transform(
     flip: bool,  # mirror from left to right with probability 1/2
     cutout_size: int,  # side in pixels of the largest square to hide; 0 for none
     side: int,  # height and width of the images in pixels
+    mean: tuple[float, ...] = CIFAR10_MEAN,  # of each channel, 0..1
+    std: tuple[float, ...] = CIFAR10_STD,  # standard deviation of each channel
 ) -> Callable:
     """Rotate, pad and crop, flip, cut out, normalise; an `albumentations.Compose`.
 
@@ -247,8 +335,8 @@ def train_transform(
     """
     import albumentations as A
 
-    padded = side + 2 * padding
-    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": MEAN_COLOUR}
+    padded, colour = side + 2 * padding, mean_colour(mean)
+    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": colour}
     steps = [A.Rotate(rotate_degrees, **border, p=1)] if rotate_degrees else []
     steps += [A.PadIfNeeded(padded, padded, **border), A.RandomCrop(side, side)]
     steps += [A.HorizontalFlip(p=0.5)] if flip else []
@@ -259,11 +347,11 @@ def train_transform(
                 num_holes_range=(1, 1),
                 hole_height_range=extent,
                 hole_width_range=extent,
-                fill=MEAN_COLOUR,
+                fill=colour,
                 p=1,
             )
         )
-    return A.Compose([*steps, *normalise_steps()])
+    return A.Compose([*steps, *normalise_steps(mean, std)])
 
 # %% ../nbs/01_data.ipynb #f5fb8e69
 def resize(
@@ -399,10 +487,11 @@ def make_loader(
 # %% ../nbs/01_data.ipynb #b3aa0d31
 def denormalise(
     images: torch.Tensor,  # float [N, 3, H, W], normalised
+    mean: tuple[float, ...] = CIFAR10_MEAN,  # of each channel, 0..1
+    std: tuple[float, ...] = CIFAR10_STD,  # standard deviation of each channel
 ) -> np.ndarray:
     """Undo the normalisation for drawing: a new float array [N, H, W, 3] in 0..1."""
-    mean = torch.tensor(CIFAR10_MEAN)[:, None, None]
-    std = torch.tensor(CIFAR10_STD)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return (images.detach().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/01_data.ipynb #6456668a
@@ -410,42 +499,67 @@ def show_augmented(
     dataset: Dataset,  # training images behind their transform
     per_class: int = 5,  # images of each class, one class in a row
 ) -> plt.Figure:
-    """Draw the first images of each class as epoch 0 sees them."""
-    labels = dataset.labelled.labels
-    chosen = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
+    """Draw the first images of each class, of at most twenty classes, as epoch 0 sees them."""
+    labelled, names = dataset.labelled, dataset.labelled.class_names
+    classes = range(min(len(names), 20))
+    chosen = [np.flatnonzero(labelled.labels == label)[:per_class] for label in classes]
     indices = np.concatenate(chosen).tolist()
     images = torch.stack([dataset[0, index][0].cpu() for index in indices])
-    titles = [CLASS_NAMES[labels[index]] for index in indices]
-    return image_grid(denormalise(images), titles, per_class)
+    titles = [names[labelled.labels[index]] for index in indices]
+    return image_grid(denormalise(images, labelled.mean, labelled.std), titles, per_class)
 
 # %% ../nbs/01_data.ipynb #3a35fb95
 def normalise(
     images: torch.Tensor,  # float [N, 3, H, W], 0..255; changed in place
+    mean: tuple[float, ...],  # of each channel, 0..1
+    std: tuple[float, ...],  # standard deviation of each channel
 ) -> torch.Tensor:
-    """The images, minus the mean and divided by the deviation of each channel of CIFAR-10."""
-    mean = 255 * images.new_tensor(CIFAR10_MEAN)[:, None, None]
-    std = 255 * images.new_tensor(CIFAR10_STD)[:, None, None]
+    """The images, minus the mean and divided by the deviation of each channel."""
+    mean, std = (255 * images.new_tensor(values)[:, None, None] for values in (mean, std))
     return images.sub_(mean).div_(std)
 
 # %% ../nbs/01_data.ipynb #edc12740
 def as_batch(
-    images: np.ndarray,  # uint8 [N, H, W, 3], RGB
+    images: np.ndarray,  # uint8 or float 0..1, [N, H, W, 3], RGB, or grey [N, H, W]
+    mean: tuple[float, ...] = CIFAR10_MEAN,  # of each channel, 0..1
+    std: tuple[float, ...] = CIFAR10_STD,  # standard deviation of each channel
 ) -> torch.Tensor:
-    """Images as a network wants them, without a loader: float32 [N, 3, H, W], normalised."""
-    return normalise(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float())
+    """Images as a network wants them, without a loader: float32 [N, 3, H, W], normalised.
 
-# %% ../nbs/01_data.ipynb #7f140ac5
-def read_picture(
+    Raises ValueError for another type, shape or range.
+    """
+    images = check_images(images).transpose(0, 3, 1, 2)
+    scale = 1 if images.dtype == np.uint8 else 255
+    batch = torch.from_numpy(np.ascontiguousarray(images)).float() * scale
+    return normalise(batch, mean, std)
+
+# %% ../nbs/01_data.ipynb #78c7d63a
+UPRIGHT = {  # what to do with a picture, by the camera's note on how it was held (EXIF 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_picture(
     path: Path,  # JPEG, PNG, ...: grey of 8 or 16 bits, RGB, RGBA or palette, of any size
-    side: int,  # height and width of the result in pixels
-) -> np.ndarray:
-    """The picture as uint8 [side, side, 3], cropped to its middle square.
+) -> Image.Image:
+    """The picture, upright, in RGB; of an animation the first image.
 
     Raises OSError, naming the file, if it can't be read.
     """
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
+            turn = None
+            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+                # A broken note must not cost us the picture
+                turn = UPRIGHT.get(picture.getexif().get(0x0112))
+            if turn is not None:
+                picture = picture.transpose(turn)
             if picture.mode.startswith("I"):  # 16 bits: Pillow would cut off what is above 255
                 bits = np.asarray(picture).clip(0, 65535) >> 8
                 picture = Image.fromarray(bits.astype(np.uint8))
@@ -459,5 +573,16 @@ def read_picture(
     except Exception as error:  # damaged files make PIL raise many kinds
         raise OSError(f"{path} is not a picture that can be read, or is truncated") from error
     grey = Image.new("RGBA", picture.size, "grey")  # behind what is transparent
-    picture = Image.alpha_composite(grey, picture).convert("RGB")
-    return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BOX))
+    return Image.alpha_composite(grey, picture).convert("RGB")
+
+# %% ../nbs/01_data.ipynb #7f140ac5
+def read_picture(
+    path: Path,  # see `open_picture`
+    side: int,  # height and width of the result in pixels
+) -> np.ndarray:
+    """The picture as uint8 [side, side, 3], cropped to its middle square.
+
+    Raises OSError, naming the file, if it can't be read.
+    """
+    square = ImageOps.fit(open_picture(path), (side, side), Image.Resampling.BOX)
+    return np.asarray(square)

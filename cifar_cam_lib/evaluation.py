@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from .data import CLASS_NAMES, image_grid
+from .data import LabelledImages, image_grid
 
 # %% ../nbs/04_evaluation.ipynb #6741872b
 def confusion_matrix(
@@ -33,11 +33,12 @@ def confusion_matrix(
 # %% ../nbs/04_evaluation.ipynb #9c982605
 def plot_confusion_matrix(
     matrix: torch.Tensor,  # int [classes, classes] from `confusion_matrix`
-    names: tuple[str, ...] = CLASS_NAMES,  # one for each class
+    class_names: tuple[str, ...],  # one for each class
 ) -> plt.Figure:
     """Draw the counts, true classes in rows; the shade is the square root of the row's share."""
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-    figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
+    side = max(2.5, len(class_names) / 2)
+    figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
     axis.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
         axis.text(
@@ -49,8 +50,8 @@ def plot_confusion_matrix(
             fontsize=7,
             color="white" if share[row, column] > 0.4 else "black",
         )
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), names)
+    axis.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
+    axis.set_yticks(range(len(class_names)), class_names)
     axis.set(xlabel="predicted class", ylabel="true class")
     return figure
 
@@ -64,10 +65,11 @@ class Mistake(NamedTuple):
     true_probability: float  # softmax of the true class, 0..1
     predicted_probability: float  # softmax of the predicted class, 0..1
 
-    def title(self, arrow: str = " → ") -> str:
+    def title(self, class_names: tuple[str, ...], arrow: str = " → ") -> str:
         """The caption "true (p) → predicted (p)"; an arrow with a line break makes two lines."""
-        true = f"{CLASS_NAMES[self.true]} ({self.true_probability:.0%})"
-        return f"{true}{arrow}{CLASS_NAMES[self.predicted]} ({self.predicted_probability:.0%})"
+        true, predicted = class_names[self.true], class_names[self.predicted]
+        caption = f"{true} ({self.true_probability:.0%})"
+        return f"{caption}{arrow}{predicted} ({self.predicted_probability:.0%})"
 
 # %% ../nbs/04_evaluation.ipynb #d251e223
 def find_mistakes(
@@ -95,10 +97,11 @@ def find_mistakes(
 
 # %% ../nbs/04_evaluation.ipynb #89db85cd
 def show_mistakes(
-    images: np.ndarray,  # uint8 [N, H, W, 3], the images of the test set
+    labelled: LabelledImages,  # the test images
     mistakes: list[Mistake],  # those to draw
     columns: int = 5,  # images in a row
 ) -> plt.Figure:
     """Draw misclassified images under "true (p) → predicted (p)"."""
-    indices = [mistake.index for mistake in mistakes]
-    return image_grid(images[indices], [mistake.title("\n→ ") for mistake in mistakes], columns)
+    images = [labelled.images[mistake.index] for mistake in mistakes]
+    titles = [mistake.title(labelled.class_names, "\n→ ") for mistake in mistakes]
+    return image_grid(images, titles, columns)

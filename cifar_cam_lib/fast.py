@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from .data import MEAN_COLOUR, LabelledImages, epoch_size, normalise, resize
+from .data import LabelledImages, epoch_size, mean_colour, normalise, resize
 from .model import ResNet, resnet18, unwrap
 
 # %% ../nbs/08_fast.ipynb #b9548a64
@@ -32,11 +32,13 @@ def pack_images(
 # %% ../nbs/08_fast.ipynb #a94b4083
 def unpack_normalised(
     packed: torch.Tensor,  # int32 [N, H * H] from `pack_images`
+    mean: tuple[float, ...],  # of each channel, 0..1
+    std: tuple[float, ...],  # standard deviation of each channel
 ) -> torch.Tensor:
     """Normalised images, float32 [N, 3, H, H]."""
     side = math.isqrt(packed.shape[1])
     channels = torch.stack([(packed >> shift & 255).float() for shift in (0, 8, 16)], dim=1)
-    return normalise(channels.unflatten(2, (side, side)))
+    return normalise(channels.unflatten(2, (side, side)), mean, std)
 
 # %% ../nbs/08_fast.ipynb #b17b60cb
 DRAWS = (
@@ -105,8 +107,12 @@ def augment_indices(
     return (side * row + column).long().flatten(1), shown.flatten(1)
 
 # %% ../nbs/08_fast.ipynb #747e4202
-# The mean colour as a packed pixel
-HIDDEN = sum(value << shift for value, shift in zip(MEAN_COLOUR, (0, 8, 16), strict=True))
+def hidden_pixel(
+    mean: tuple[float, ...],  # of each channel, 0..1
+) -> int:
+    """The mean colour as a packed pixel."""
+    red, green, blue = mean_colour(mean)
+    return red + (green << 8) + (blue << 16)
 
 # %% ../nbs/08_fast.ipynb #19401bcb
 class BatchedImages(Dataset):
@@ -167,18 +173,33 @@ class BatchedImages(Dataset):
         if isinstance(places[0], tuple):
             epoch, indices = places[0][0], [index for _, index in places]
         indices = torch.tensor(indices, device=self.packed.device)
+        mean, std = self.labelled.mean, self.labelled.std
         packed = self.packed[indices]
         if any(self.changes.values()):
             side = self.labelled.images.shape[1]
             source, shown = augment_indices(self.numbers(epoch)[indices], side, **self.changes)
-            packed = packed.gather(1, source).masked_fill_(~shown, HIDDEN)
+            packed = packed.gather(1, source).masked_fill_(~shown, hidden_pixel(mean))
         size = epoch_size(epoch, self.epochs, self.image_sizes)
-        return resize(unpack_normalised(packed), size), self.labels[indices]
+        return resize(unpack_normalised(packed, mean, std), size), self.labels[indices]
 
     def __getitem__(self, place: int | tuple[int, int]):
         """`place` is an index, or (epoch, index); returns a float32 tensor [3, H, H] and an int."""
         images, labels = self.__getitems__([place])
         return images[0], int(labels[0])
+
+# %% ../nbs/08_fast.ipynb #b89ccc5c
+def choose_device(
+    name: str,  # "auto", "cpu", "cuda", or Apple's "mps"
+) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one, else the CPU.
+
+    Raises ValueError for a GPU that isn't there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
+        raise ValueError(f"device is {name}, but torch finds no such GPU here: use auto or cpu")
+    found = [kind for kind in there if there[kind]] or ["cpu"]
+    return torch.device(found[0] if name == "auto" else name)
 
 # %% ../nbs/08_fast.ipynb #16a10456
 def cpu_abilities() -> dict:

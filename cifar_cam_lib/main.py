@@ -12,7 +12,7 @@ import json
 import platform
 import shlex
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,17 +25,17 @@ from torch.utils.data import DataLoader, Dataset
 # %% ../nbs/06_main.ipynb #e3059db9
 from . import __version__
 from cifar_cam_lib.data import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
     LabelledImages,
     TransformedImages,
     evaluation_transform,
     load_images,
     make_loader,
-    read_picture,
     show_augmented,
     split_validation,
     train_transform,
 )
-from .drawn import CLASS_NAMES, SIDE
 from cifar_cam_lib.evaluation import (
     Mistake,
     confusion_matrix,
@@ -43,19 +43,29 @@ from cifar_cam_lib.evaluation import (
     plot_confusion_matrix,
     show_mistakes,
 )
-from .fast import BatchedImages, Muon, choose_precision, describe_chip
-from .gradcam import explain_mistakes, show_explanations
+from .fast import BatchedImages, Muon, choose_device, choose_precision, describe_chip
+from .gradcam import explain_mistakes
 from .model import ResNet, channels_last, count_parameters, draw_network, resnet18
+from cifar_cam_lib.own import (
+    check_recorded,
+    choose_classifier,
+    describe_images,
+    explain_all,
+    load_classifier,
+    load_folder,
+    make_empty_folder,
+    recorded_images,
+    replace_head,
+    write_json,
+)
 from .settings import Config, Evaluate, Explain, Resume, parse, read_config, record
 from cifar_cam_lib.training import (
     SHIPPED_SHA256,
     History,
     Training,
-    atomic_write,
     describe_epoch,
     fit,
     load_checkpoint,
-    load_model,
     load_shipped_model,
     log_epoch,
     loss_and_accuracy,
@@ -67,13 +77,6 @@ from cifar_cam_lib.training import (
     save_checkpoint,
     save_weights,
 )
-
-# %% ../nbs/06_main.ipynb #9f017668
-def choose_device(name: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda". Raises ValueError for a GPU that isn't there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 # %% ../nbs/06_main.ipynb #252d75e4
 def numbered_folder() -> Path:
@@ -89,37 +92,29 @@ def numbered_folder() -> Path:
 
 def new_run_folder(out: Path | None) -> Path:
     """Make the folder `out`, or a numbered one. Raises OSError if it can't, or it isn't empty."""
-    name = out or Path("runs")
     try:
         folder = out or numbered_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        if empty := not any(folder.iterdir()):
-            (folder / "figures").mkdir()
-    except FileExistsError as error:
-        raise OSError(f"the output folder {name} is a file") from error
     except OSError as error:
-        raise OSError(f"cannot write to the output folder {name} ({error.strerror})") from error
-    if not empty:
-        raise OSError(f"the output folder {folder} is not empty: choose another one")
+        raise OSError(f"cannot write to the output folder runs ({error.strerror})") from error
+    make_empty_folder(folder)
+    (folder / "figures").mkdir()
     return folder
 
-# %% ../nbs/06_main.ipynb #b46ad1a0
-def write_json(path: Path, content: dict):
-    """Write readable JSON, in one piece or not at all."""
-    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
-
 # %% ../nbs/06_main.ipynb #204dd495
-def describe_run(config: Config, device: torch.device) -> dict:
-    """Settings, versions and machine, ready for JSON, without any path."""
+def describe_run(config: Config, images: dict[str, LabelledImages]) -> dict:
+    """Settings, images, versions and machine, ready for JSON, without any path."""
     versions = {"cifar_cam_lib": __version__}
     for name in ("torch", "torchvision", "albumentations", "opencv-python", "numpy"):
         versions[name] = "not installed"  # this is only a record, so nothing stops here
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    shipped = config.start == "shipped"
+    device, begun = choose_device(config.device), "random weights"
+    if config.start == "shipped":
+        begun = SHIPPED_SHA256[config.shipped_source, config.width]
     return {
         **record(config),
-        "started_from": SHIPPED_SHA256[config.data, config.width] if shipped else "random weights",
+        "started_from": begun,
+        "images": describe_images(images),
         "python": platform.python_version(),
         "versions": versions,
         "device": f"{device.type} ({describe_chip(device)})",
@@ -130,15 +125,22 @@ def describe_run(config: Config, device: torch.device) -> dict:
 def load_splits(config: Config) -> dict[str, LabelledImages]:
     """Images by split. Raises OSError for missing or damaged data, ValueError for a wrong size."""
     try:
-        train_images, test_images = load_images(config.data, config.data_root, config.download)
+        if config.data == "own":
+            train_images, test_images = load_folder(config.data_folder, config.image_size)
+        else:
+            train_images, test_images = load_images(config.data, config.data_root, config.download)
     except FileNotFoundError as error:
-        advice = "name its folder with --data-root, or use --data drawn"
-        raise FileNotFoundError(f"{error}: {advice}") from error
+        advice = ": name its folder with --data-root, or use --data drawn"
+        raise FileNotFoundError(f"{error}{advice * (config.data != 'own')}") from error
     if config.train_size > len(train_images):
         raise ValueError(f"train-size is {config.train_size}, expected at most {len(train_images)}")
     used = train_images.subset(slice(config.train_size or None))
     training, validation = split_validation(used, config.validation_size, config.seed)
-    return {"train": training, "validation": validation, "test": test_images}
+    splits = {"train": training, "validation": validation, "test": test_images}
+    if config.start == "random":
+        return splits
+    scale = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD}  # which a shipped network is used to
+    return {split: replace(labelled, **scale) for split, labelled in splits.items()}
 
 # %% ../nbs/06_main.ipynb #542c97ec
 def make_dataset(config: Config, labelled: LabelledImages, augmented: bool) -> Dataset:
@@ -150,8 +152,10 @@ def make_dataset(config: Config, labelled: LabelledImages, augmented: bool) -> D
         changes |= {"alternate_flip": config.alternate_flip} if augmented else {}
         device = choose_device(config.device)
         return BatchedImages(labelled, config.seed, device, **changes, **sizes)
-    side = labelled.images.shape[1]
-    transform = train_transform(**changes, side=side) if augmented else evaluation_transform()
+    scale = {"mean": labelled.mean, "std": labelled.std}
+    transform = evaluation_transform(**scale)
+    if augmented:
+        transform = train_transform(**changes, side=labelled.images.shape[1], **scale)
     return TransformedImages(labelled, transform, config.seed, **sizes)
 
 # %% ../nbs/06_main.ipynb #21fe2341
@@ -166,18 +170,21 @@ def make_loaders(config: Config, images: dict[str, LabelledImages]) -> dict[str,
     return loaders
 
 # %% ../nbs/06_main.ipynb #cae0d5fa
-def initial_model(config: Config) -> ResNet:
+def initial_model(config: Config, num_classes: int) -> ResNet:
     """The network before training: random weights from the seed, or the shipped ones."""
     torch.manual_seed(config.seed)
     if config.start == "random":
-        return resnet18(len(CLASS_NAMES), config.width)
-    return load_shipped_model(config.data, config.width).train()
+        return resnet18(num_classes, config.width)
+    model = load_shipped_model(config.shipped_source, config.width).train()
+    if config.data == "own" or config.freeze:
+        model = replace_head(model, num_classes, config.freeze)
+    return model
 
 # %% ../nbs/06_main.ipynb #719677fd
-def make_training(config: Config, steps_per_epoch: int) -> Training:
+def make_training(config: Config, num_classes: int, steps_per_epoch: int) -> Training:
     """A training that is about to start, on its device."""
     device = choose_device(config.device)
-    model = channels_last(initial_model(config)).to(device)
+    model = channels_last(initial_model(config, num_classes)).to(device)
     rates = (config.learning_rate, config.momentum, config.weight_decay)
     if config.optimizer == "muon":
         optimizer = Muon(model, *rates)
@@ -189,15 +196,16 @@ def make_training(config: Config, steps_per_epoch: int) -> Training:
 # %% ../nbs/06_main.ipynb #8b7eda76
 def train_model(config: Config, loaders: dict[str, DataLoader], folder: Path, writer) -> Training:
     """Train, or continue from the folder's checkpoint; each epoch is printed, saved and logged."""
-    training = make_training(config, len(loaders["train"]))
+    dataset = loaders["train"].dataset
+    training = make_training(config, len(dataset.labelled.class_names), len(loaders["train"]))
     model, count = training.model, len(loaders["train"])
     checkpoint, weights = folder / "checkpoint.pt", folder / "model.safetensors"
     if checkpoint.exists():
         load_checkpoint(checkpoint, training)
     else:
         save_weights(model, weights)
-        image = loaders["train"].dataset[0][0]
-        writer.add_graph(model, torch.zeros_like(image)[None].to(choose_device(config.device)))
+        image = torch.zeros_like(dataset[0][0])[None]
+        writer.add_graph(model, image.to(choose_device(config.device)))
     splits = ("test", "validation") if config.watch_test else ("validation",)  # a plateau's is last
     watched = {split: loaders[split] for split in splits if split in loaders}
     loss = make_loss(model, config.label_smoothing, config.l1_factor, config.l1_reduction)
@@ -227,7 +235,7 @@ class Evaluation(NamedTuple):
 
     accuracy: float  # share of images classified right, 0..1
     loss: float  # mean cross-entropy
-    logits: torch.Tensor  # float [N, 10], in the order of the test set
+    logits: torch.Tensor  # float [N, classes], in the order of the test set
     mistakes: list[Mistake]  # in the order of the test set
     maps: dict  # of the first 20 mistakes: "true" or "predicted", then layer: float [20, H, W]
 
@@ -238,10 +246,11 @@ def evaluate_model(model: ResNet, test_loader: DataLoader, folder: Path, writer=
     logits, labels = predict(model, test_loader)
     loss, accuracy = loss_and_accuracy(logits, labels)
     mistakes, maps = find_mistakes(logits, labels), {}
-    matrix = confusion_matrix(labels, logits.argmax(1))
-    figures = {"confusion_matrix": plot_confusion_matrix(matrix)}
+    names = dataset.labelled.class_names
+    matrix = confusion_matrix(labels, logits.argmax(1), len(names))
+    figures = {"confusion_matrix": plot_confusion_matrix(matrix, names)}
     if shown := mistakes[:20]:
-        figures["mistakes"] = show_mistakes(dataset.labelled.images, shown)
+        figures["mistakes"] = show_mistakes(dataset.labelled, shown)
         maps, pages = explain_mistakes(model, dataset, shown)
         figures |= {f"gradcam_{number}": page for number, page in enumerate(pages, 1)}
     for name, figure in figures.items():
@@ -274,7 +283,8 @@ def summarise(config: Config, training: Training, test: Evaluation) -> dict:
 # %% ../nbs/06_main.ipynb #1eea3632
 def record_run(config: Config, loaders: dict[str, DataLoader], folder: Path, writer) -> Result:
     """The run inside its folder: configuration, training, evaluation, metrics."""
-    write_json(folder / "config.json", describe_run(config, choose_device(config.device)))
+    images = {split: loader.dataset.labelled for split, loader in loaders.items()}
+    write_json(folder / "config.json", describe_run(config, images))
     dataset = loaders["train"].dataset
     save_figure(show_augmented(dataset), folder, "augmented", writer)
     training = train_model(config, loaders, folder, writer)
@@ -310,8 +320,11 @@ def run(
     from torch.utils.tensorboard import SummaryWriter  # here, because `explain` doesn't need it
 
     config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
-    initial_model(config).to(choose_device(config.device))  # what isn't there is an error now
+    choose_device(config.device)  # what isn't there is an error now
     images = load_splits(config)
+    if folder:
+        check_recorded(recorded_images(folder), images, tuple(images))
+    initial_model(config, len(images["train"].class_names))
     folder = folder or new_run_folder(config.out)
     try:
         with SummaryWriter(folder / "tb") as writer:
@@ -323,22 +336,17 @@ def run(
         hint = f"; continue with: {command}" if resumable else ""
         raise RunStopped(f"{error} (the folder {folder} is kept{hint})") from error
 
-# %% ../nbs/06_main.ipynb #08726ca9
-def load_classifier(weights: Path) -> ResNet:
-    """A network for our classes, on the CPU. Raises OSError if the file doesn't hold one."""
-    model = load_model(weights)
-    if (classes := model.head.out_features) != len(CLASS_NAMES):
-        raise OSError(f"{weights} has {classes} classes, expected {len(CLASS_NAMES)}")
-    return model
-
 # %% ../nbs/06_main.ipynb #5a40be93
 def resume(
     run_folder: str | Path,  # folder of the interrupted run
     data_root: str | Path | None = Resume.data_root,  # folder that contains cifar-10-batches-py
+    data_folder: str
+    | Path
+    | None = Resume.data_folder,  # of your own pictures, if it has seen them
 ) -> Result:
     """Continue an interrupted run after its last whole epoch. Raises as `run` does."""
     folder = Path(run_folder)
-    config = read_config(folder, data_root=data_root)
+    config = read_config(folder, data_root=data_root, data_folder=data_folder)
     if not (folder / "checkpoint.pt").exists():
         why = "the run is finished, or stopped before its first epoch ended"
         raise FileNotFoundError(f"{folder} has no checkpoint.pt: {why}")
@@ -348,21 +356,28 @@ def resume(
 def evaluate(
     run_folder: str | Path,  # folder of a finished run
     data_root: str | Path | None = Evaluate.data_root,  # folder that contains cifar-10-batches-py
+    data_folder: str
+    | Path
+    | None = Evaluate.data_folder,  # of your own pictures, if it has seen them
 ) -> Evaluation:
     """Repeat test numbers and figures of a finished run; the numbers go to evaluation.json.
 
-    Raises OSError if the run isn't finished, or its files or the data are damaged.
+    Raises OSError if the run isn't finished, or its files or the data are damaged, ValueError for
+    other images than those of the run.
     """
     folder = Path(run_folder)
-    config = read_config(folder, data_root=data_root, device="cpu")  # wherever it was trained
+    changes = {"data_root": data_root, "data_folder": data_folder, "device": "cpu"}
+    config, recorded = read_config(folder, **changes), recorded_images(folder)
     if (folder / "checkpoint.pt").exists():
         command = f"cifar-cam resume --run {shlex.quote(str(folder))}"
         raise OSError(f"{folder} is not finished: continue with {command}")
     weights = folder / "model.safetensors"
-    model = channels_last(load_classifier(weights))
+    model = channels_last(load_classifier(weights, recorded["class_names"]))
     if (width := model.stem[0].out_channels) != config.width:
         raise OSError(f"{weights} has width {width}, expected {config.width}, as in config.json")
-    loaders = make_loaders(config, load_splits(config))
+    images = load_splits(config)
+    check_recorded(recorded, images, ("test",))
+    loaders = make_loaders(config, images)
     (folder / "figures").mkdir(exist_ok=True)
     test = evaluate_model(model, loaders["test"], folder)
     numbers = {"accuracy": test.accuracy, "loss": test.loss}
@@ -373,40 +388,25 @@ def evaluate(
 
 # %% ../nbs/06_main.ipynb #d53906f7
 def explain(
-    pictures,  # picture files of any kind and size: one, or a list
+    pictures,  # picture files of any kind and size, folders or patterns: one, or a list
     run_folder: str | Path | None = Explain.run,  # run to use; None for a network that ships
-    layers: tuple[str, ...] = Explain.layers,  # layers to explain
+    layers: tuple[str, ...] = Explain.layers,  # layers to explain; () for those that suit it
     target: str | None = Explain.target,  # class to explain beside the predicted one
-    out: str | Path = Explain.out,  # picture file to write
-    width: int = Explain.width,  # which network that ships, without a run: 16 or 64
-) -> Path:
-    """Classify pictures and draw the Grad-CAM of the prediction; returns the file.
+    out: str | Path = Explain.out,  # picture file to write; many pictures make numbered pages
+    width: int = Explain.width,  # which network that ships: 16 or 64
+    model: str | None = Explain.model,  # a network of torchvision instead, such as "resnet50"
+    save: str | Path | None = Explain.save,  # new folder for overlays, maps and manifest.json
+) -> list[Path]:
+    """Classify pictures and draw the Grad-CAM of the prediction; returns the files.
 
-    Raises ValueError for a wrong argument, OSError for a file that can't be read.
+    Raises ValueError for a wrong argument, OSError for a file that can't be read or fetched.
     """
-    one = isinstance(pictures, (str, Path))
-    pictures, out = [Path(path) for path in ([pictures] if one else pictures)], Path(out)
-    if run_folder and width != Explain.width:
-        raise ValueError(f"width is {width}, but the run in {run_folder} has its own: name one")
-    if not pictures or not layers:
-        raise ValueError("name at least one picture and one layer")
-    if target is not None and target not in CLASS_NAMES:
-        raise ValueError(f"unknown class {target!r}: known are {', '.join(CLASS_NAMES)}")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
-        raise ValueError(f"out is {out}, expected a name that ends in .png, .jpg, .pdf or .svg")
-    if out.resolve() in [path.resolve() for path in pictures]:
-        raise ValueError(f"out is {out}, expected another file than one of the pictures")
-    weights = Path(run_folder or "") / "model.safetensors"
-    images = np.stack([read_picture(path, SIDE) for path in pictures])
-    model = load_classifier(weights) if run_folder else load_shipped_model("cifar10", width)
-    names = [path.name for path in pictures]
-    figure, probabilities = show_explanations(model, images, names, layers, target)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
-    for name, row in zip(names, probabilities, strict=True):
-        print(f"{name}: {CLASS_NAMES[int(row.argmax())]} ({row.max():.1%})")
-    print(f"Grad-CAM: {out}")
-    return out
+    if (run_folder or model) and width != Explain.width or run_folder and model:
+        raise ValueError("a run, a model and a width each name a network: give only one of them")
+    classifier = choose_classifier(run_folder, model, width, layers)
+    pages = explain_all(classifier, pictures, target, out, save)
+    print(f"Grad-CAM: {', '.join(map(str, pages))}")
+    return pages
 
 # %% ../nbs/06_main.ipynb #0a819b33
 def execute(command: Config | Resume | Evaluate | Explain) -> int:
@@ -419,9 +419,9 @@ def execute(command: Config | Resume | Evaluate | Explain) -> int:
             case Config():
                 run(command)
             case Resume():
-                resume(command.run, command.data_root)
+                resume(*astuple(command))
             case Evaluate():
-                evaluate(command.run, command.data_root)
+                evaluate(*astuple(command))
             case Explain():
                 explain(*astuple(command))
         return 0

@@ -64,6 +64,14 @@ PRESETS = {  # what each changes of the defaults in `Config`
         "image_sizes": (16, 24, 32, 32),
         "batch_size": 256,
     },
+    "own": {
+        "data": "own",
+        "validation_size": 0,
+        "pipeline": "batched",
+        "start": "shipped",
+        "epochs": 20,
+        "learning_rate": 0.002,
+    },
 }
 
 # %% ../nbs/appendix_settings.ipynb #c240c374
@@ -79,9 +87,13 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """
 
     # named set of defaults; the settings given besides it win
-    preset: Literal["demo", "laptop", "published", "modern"] = "demo"
-    # images: CIFAR-10, or the pictures that the library draws
-    data: Literal["drawn", "cifar10"] = "drawn"
+    preset: Literal["demo", "laptop", "published", "modern", "own"] = "demo"
+    # images: CIFAR-10, the pictures that the library draws, or your own
+    data: Literal["drawn", "cifar10", "own"] = "drawn"
+    # folder of your own pictures, with a sub-folder for each class; takes the preset own
+    data_folder: Path | None = None
+    # side in pixels to which your own pictures are cropped and shrunk
+    image_size: Annotated[int, Field(ge=8, le=512)] = 32
     # folder that contains cifar-10-batches-py; else CIFAR_CAM_DATA, else a cache in the home folder
     data_root: Path | None = None
     # fetch CIFAR-10 (170 MB) if it isn't there
@@ -108,10 +120,13 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     width: Annotated[int, Field(ge=1, le=1024)] = 16
     # first weights: random, or those of the shipped network of this width, 16 or 64
     start: Literal["random", "shipped"] = "random"
+    # train only the head of a shipped network, which is quicker and needs few pictures
+    freeze: bool = False
     # passes over the training images
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 4
-    # sides in pixels, shared out among the epochs in this order; small ones train faster
-    image_sizes: tuple[Annotated[int, Field(ge=8, le=32)], ...] = (32,)
+    # sides in pixels, shared out among the epochs in this order; small ones train faster; none: all
+    # epochs have the images' own size
+    image_sizes: tuple[Annotated[int, Field(ge=8, le=512)], ...] = ()
     # images in a batch
     batch_size: Annotated[int, Field(ge=1, le=50_000)] = 32
     # rule that changes the weights
@@ -134,35 +149,51 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     precision: Literal["float32", "auto", "bfloat16", "float16"] = "float32"
     # processes that prepare batches
     workers: Annotated[int, Field(ge=0, le=128)] = 0
-    # where to compute; auto: on a GPU if there is one
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # where to compute; auto: on a GPU if there is one, cuda of Nvidia or mps of Apple
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # fixes weights, order, augmentation and split
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     # folder of the run; else a new numbered one under runs/
     out: Path | None = None
 
+    @property
+    def shipped_source(self) -> str:
+        """The images that a shipped network for these has seen: those of CIFAR-10 for your own."""
+        return "cifar10" if self.data == "own" else self.data
+
     @model_validator(mode="before")
     @classmethod
     def fill_in_preset(cls, settings: dict) -> dict:
-        """What isn't given comes from the preset."""
-        return PRESETS.get(str(settings.get("preset", "demo")), {}) | settings
+        """What isn't given comes from the preset, and a folder brings its own preset and data."""
+        own = {"data": "own"} if settings.get("data_folder") else {}
+        named = {"preset": "own" if own else "demo"} | settings
+        return PRESETS.get(str(named["preset"]), {}) | own | named
 
     @model_validator(mode="after")
     def check_combinations(self):
         """Settings that are right alone and wrong together."""
-        if not self.image_sizes:
-            raise ValueError("image-sizes is empty, expected one size or more")
-        if self.cutout_size == 1:
-            raise ValueError("cutout-size is 1, expected 0, for none, or 2 to 32")
+        if self.data_folder and self.data != "own":
+            raise ValueError(f"data is {self.data}, expected own with a data-folder")
+        if self.data != "own" and self.image_size != 32:
+            raise ValueError(f"image-size is {self.image_size}, expected 32 with {self.data} data")
+        if max(self.image_sizes, default=0) > self.image_size:
+            largest = f"at most {self.image_size}, the size of the images"
+            raise ValueError(f"image-sizes has {max(self.image_sizes)}, expected {largest}")
+        if self.cutout_size == 1 or self.cutout_size > self.image_size:
+            expected = f"expected 0, for none, or 2 to {min(32, self.image_size)}"
+            raise ValueError(f"cutout-size is {self.cutout_size}, {expected}")
+        if self.freeze and self.start != "shipped":
+            raise ValueError("freeze needs start shipped: random weights must learn")
         if self.pipeline == "batched" and self.workers:
             raise ValueError(f"workers is {self.workers}, expected 0 with the batched pipeline")
         if self.alternate_flip and (self.pipeline != "batched" or not self.flip):
             raise ValueError("alternate-flip needs flip, and the batched pipeline")
         if self.start == "shipped":
-            widths = [width for data, width in SHIPPED_PRESET if data == self.data]
+            widths = [width for data, width in SHIPPED_PRESET if data == self.shipped_source]
             if self.width not in widths:
                 known = " or ".join(map(str, widths))
                 raise ValueError(f"width is {self.width}, expected {known} with start shipped")
+        if self.start == "shipped" and self.data != "own":
             trained = Config(preset=SHIPPED_PRESET[self.data, self.width])
             ours, theirs = ((c.train_size, c.validation_size, c.seed) for c in (self, trained))
             if ours != theirs:
@@ -173,7 +204,7 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
         return self
 
 # %% ../nbs/appendix_settings.ipynb #b6e32616
-PATHS = {"data_root", "out"}  # of one computer, so no record tells them
+PATHS = {"data_root", "data_folder", "out"}  # of one computer, so no record tells them
 
 
 def command_line(
@@ -246,6 +277,7 @@ class Resume:
 
     run: Path  # folder of the interrupted run
     data_root: Path | None = None  # folder that contains cifar-10-batches-py
+    data_folder: Path | None = None  # folder of your own pictures, if the run was trained on them
 
 
 @dataclass(frozen=True)
@@ -254,20 +286,25 @@ class Evaluate:
 
     run: Path  # folder of a finished run
     data_root: Path | None = None  # folder that contains cifar-10-batches-py
+    data_folder: Path | None = None  # folder of your own pictures, if the run was trained on them
 
 
 @dataclass(frozen=True)
 class Explain:
     """Classify pictures and draw the Grad-CAM of the prediction."""
 
-    # picture files of any kind and size
+    # picture files of any kind and size, folders of them, or patterns such as *.jpg
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     run: Path | None = None  # folder of the run to use; else a network that ships, for CIFAR-10
-    layers: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")  # layers to explain
+    layers: tuple[str, ...] = ()  # layers to explain; else those that suit the network
     target: str | None = None  # class to explain beside the predicted one
-    out: Path = Path("gradcam.png")  # picture file to write
+    out: Path = Path("gradcam.png")  # picture file to write; many pictures make numbered pages
     # which network that ships, without --run; 64 is right more often, and fetched once (22 MB)
     width: Literal[16, 64] = 16
+    # a network of torchvision instead, such as resnet50; its weights are fetched once
+    model: str | None = None
+    # new folder for an overlay of each picture, its maps (.npy), and manifest.json
+    save: Path | None = None
 
 # %% ../nbs/appendix_settings.ipynb #22d4b8a1
 os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # one sentence, without a link
@@ -284,9 +321,12 @@ def parse(
         print(f"cifar_cam_lib {__version__}")
         raise SystemExit(0)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?", default="demo")
-    preset = parser.parse_known_args(arguments)[0].preset
-    default = Config(preset=preset if preset in PRESETS else "demo")  # tyro names a wrong one
+    parser.add_argument("--preset", nargs="?")
+    parser.add_argument("--data-folder", nargs="?")
+    given = vars(parser.parse_known_args(arguments)[0])
+    if given["preset"] not in PRESETS:  # tyro names a wrong one
+        del given["preset"]
+    default = Config(**given)
     subcommand = tyro.conf.subcommand
     about = "Train a network, evaluate it, and explain its mistakes."
     train = subcommand("train", default=default, description=about)

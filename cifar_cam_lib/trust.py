@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .data import LabelledImages, TransformedImages, evaluation_transform, make_loader
 from .gradcam import gradcam
@@ -30,7 +31,11 @@ def target_preference(
 
     1 if more, 0 if less, 0.5 if as much, as in an empty map; NaN for a map with NaN.
     """
-    difference = (maps * (masks_asked.double() - masks_other.double())).sum(dim=(-2, -1))
+    asked, other = (
+        masks_asked.cpu().double(),
+        masks_other.cpu().double(),
+    )  # Apple's GPU has no double
+    difference = (maps.cpu() * (asked - other)).sum(dim=(-2, -1))
     return torch.where(difference.isnan(), difference, (difference.sign() + 1) / 2)
 
 # %% ../nbs/07_trust.ipynb #97e402a5
@@ -62,8 +67,9 @@ def energy_in_mask(
 
     An empty map gets what a uniform one gets, the mask's share of the area; one with NaN gets NaN.
     """
-    inside, total = (maps.double() * masks).sum(dim=(-2, -1)), maps.double().sum(dim=(-2, -1))
-    return torch.where(total == 0, masks.double().mean(dim=(-2, -1)), inside / total)
+    maps, masks = maps.cpu().double(), masks.cpu().double()
+    inside, total = (maps * masks).sum(dim=(-2, -1)), maps.sum(dim=(-2, -1))
+    return torch.where(total == 0, masks.mean(dim=(-2, -1)), inside / total)
 
 # %% ../nbs/07_trust.ipynb #d9b902ef
 def pointing_game(
@@ -81,6 +87,53 @@ def pointing_game(
 PARTS = ("head", "layer4", "layer3", "layer2", "layer1", "stem")  # of the network, logits first
 
 # %% ../nbs/07_trust.ipynb #ef74bf67
+def draw_anew(
+    module: nn.Module,  # changed, without its parts
+    method: str,  # how it draws its parameters: "reset_parameters" or "_reset_parameters"
+):
+    """Draw a module's own parameters as at its construction, also if they're parametrised."""
+    if not hasattr(module, method) or not parametrize.is_parametrized(module):
+        getattr(module, method, lambda: None)()
+        return
+    kind, chains = type(module).__bases__[0], module.parametrizations
+    weights = {name: nn.Parameter(getattr(module, name).detach().clone()) for name in chains}
+    plain = kind.__new__(kind)  # the module as it was before, with the same other parameters
+    plain.__dict__.update(vars(module), _parameters=module._parameters | weights)
+    getattr(plain, method)()
+    with torch.no_grad():
+        for name, fresh in weights.items():
+            try:
+                setattr(module, name, fresh.detach())
+            except (NotImplementedError, RuntimeError):  # a chain that can't be turned round
+                chains[name].original.copy_(fresh)
+            training = chains[name].training
+            chains[name].train()
+            for _ in range(20):  # spectral norm finds the largest singular value step by step
+                getattr(module, name)
+            chains[name].train(training)
+
+# %% ../nbs/07_trust.ipynb #bc8c12e7
+def check_drawn(
+    model: nn.Module,  # as it was
+    changed: nn.Module,  # its copy with fresh parameters
+    names: tuple[str, ...],  # the parts that have been drawn anew
+):
+    """Raise ValueError for a parameter of these parts that is still what it was.
+
+    One value throughout, such as the ones of a norm, may be that of the construction.
+    """
+    before, modules = dict(model.named_parameters()), dict(changed.named_modules())
+    for name, parameter in changed.named_parameters():
+        inside = any(not part or name.startswith(f"{part}.") for part in names)
+        if not inside or not parameter.numel() or not torch.equal(parameter, before[name]):
+            continue
+        module = modules[name.rpartition(".")[0]]
+        known = any(hasattr(module, reset) for reset in ("reset_parameters", "_reset_parameters"))
+        if (parameter != parameter.flatten()[0]).any() or (parameter.numel() == 1 and not known):
+            reason = f"its module, {type(module).__name__}, doesn't know how"
+            raise ValueError(f"parameter {name!r} can't be drawn anew: {reason}")
+
+# %% ../nbs/07_trust.ipynb #b2e66f22
 def randomise(
     model: nn.Module,  # compiled or wrapped or not; left as it is
     names: tuple[str, ...],  # parts to give fresh weights, as in `model.named_modules()`
@@ -88,9 +141,13 @@ def randomise(
 ) -> nn.Module:
     """A copy of the model with these parts drawn anew as at its construction.
 
-    Raises ValueError for an unknown part.
+    Raises ValueError for an unknown part, and for a parameter that no module knows how to draw.
     """
-    changed = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    computed = [value for part in model.modules() for value in vars(part).values()]
+    computed = [value for value in computed if isinstance(value, torch.Tensor) and value.grad_fn]
+    # Tensors that a module has computed can't be copied otherwise
+    changed = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     known = dict(changed.named_modules())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -99,8 +156,10 @@ def randomise(
                 parts = ", ".join(part for part, _ in changed.named_children())
                 raise ValueError(f"the model has no part {name!r}: known are {parts}")
             for module in known[name].modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                draw_anew(module, "reset_parameters")
+            for module in reversed(list(known[name].modules())):  # attention's own, parts first
+                draw_anew(module, "_reset_parameters")
+    check_drawn(model, changed, names)
     return changed
 
 # %% ../nbs/07_trust.ipynb #0c669835
@@ -122,6 +181,7 @@ def rank_correlation(
 
     NaN if a map has one value only, as an empty one has, or NaN in it.
     """
+    first, second = first.cpu(), second.cpu()
     unknown = (first + second).flatten(1).isnan().any(dim=1)
     middle = (first[0].numel() + 1) / 2
     first, second = (ranks(maps.flatten(1)) - middle for maps in (first, second))
@@ -132,17 +192,16 @@ def rank_correlation(
 def cascade(
     model: nn.Module,  # with the parts of PARTS; compiled or wrapped or not
     images: torch.Tensor,  # float [N, 3, H, W], normalised
-    targets,  # classes to explain, N integers
+    targets,  # classes or functions to explain, one for each image; see `gradcam`
     seed: int,  # fixes the fresh weights
-    score: str = "logit",  # see `gradcam`
 ) -> Iterator[tuple[str, dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     """For "trained" and after each part: its name, the maps, their rank correlation [N].
 
     Maps and correlations with the trained ones are by layer (Adebayo et al. 2018, section 3).
     """
-    trained = gradcam(unwrap(model), images, targets, score=score)
+    trained = gradcam(model, images, targets)
     for count, name in enumerate(("trained", *PARTS)):
-        maps = gradcam(randomise(model, PARTS[:count], seed), images, targets, score=score)
+        maps = gradcam(randomise(model, PARTS[:count], seed), images, targets)
         correlations = {layer: rank_correlation(trained[layer], maps[layer]) for layer in maps}
         yield name, maps, correlations
 
@@ -180,7 +239,7 @@ def perturbation_curve(
 # %% ../nbs/07_trust.ipynb #425c4200
 def train_small(
     pictures: np.ndarray,  # uint8 [N, H, H, 3]
-    labels: np.ndarray,  # int64 [N]
+    labels: np.ndarray,  # int64 [N]; there are as many classes as the largest says
     seed: int,  # fixes weights and order
     width: int = 8,  # channels of the first stage
     epochs: int = 8,  # passes; the first three quarters at half the side
@@ -190,10 +249,10 @@ def train_small(
     600 pictures of 32x32 take about ten seconds.
     """
     torch.manual_seed(seed)
-    model = channels_last(resnet18(width=width))
+    labelled = LabelledImages(pictures, labels)
+    model = channels_last(resnet18(len(labelled.class_names), width))
     side = pictures.shape[1]
     sizes = (side // 2, side // 2, side // 2, side)
-    labelled = LabelledImages(pictures, labels)
     dataset = TransformedImages(labelled, evaluation_transform(), seed, sizes, epochs)
     loader = make_loader(dataset, batch_size=16, shuffle=True, workers=0)
     optimizer = make_optimizer(model, "adamw", 0.0015, momentum=0.8, weight_decay=0.01)

@@ -13,29 +13,43 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_cam_lib import data
 from cifar_cam_lib.data import (
     CIFAR10_MEAN,
     CIFAR10_STD,
+    CLASS_NAMES,
     EpochSampler,
     LabelledImages,
     TransformedImages,
     as_batch,
     channel_statistics,
+    denormalise,
     draw_once,
     epoch_size,
     evaluation_transform,
+    image_grid,
     import_cifar10,
     load_images,
     make_loader,
+    open_picture,
     read_cifar10,
+    read_picture,
+    show_augmented,
     split_validation,
     train_transform,
     verify_cifar10,
 )
-from cifar_cam_lib.fast import HIDDEN, BatchedImages, augment_indices, pack_images, random_numbers
+from cifar_cam_lib.fast import (
+    BatchedImages,
+    augment_indices,
+    choose_device,
+    hidden_pixel,
+    pack_images,
+    random_numbers,
+)
 from cifar_cam_lib.training import load_shipped_model
 
 FOLDER = "cifar-10-batches-py"
@@ -186,7 +200,187 @@ def noise():
     """Random images: each pixel has a colour of its own."""
     generator = np.random.default_rng(3)
     images = generator.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
-    return LabelledImages(images, generator.integers(0, 10, 300))
+    return LabelledImages(images, generator.integers(0, 10, 300), CLASS_NAMES)
+
+
+BYTES = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_from_0_to_1_are_the_same_images(kind):
+    """As plt.imread gives a PNG, and torchvision's ToTensor any picture."""
+    floats = (BYTES / 255).astype(kind)
+    labelled = LabelledImages(floats, [0, 1, 2, 3])
+    assert np.array_equal(labelled.images, BYTES) and labelled.images.dtype == np.uint8
+    assert (as_batch(floats) - as_batch(BYTES)).abs().max() < 0.02
+    one = TransformedImages(labelled, evaluation_transform(), 0)[2][0]
+    (other, _), *_ = make_loader(BatchedImages(labelled, 0), 4, False, 0)
+    assert torch.allclose(one, as_batch(BYTES)[2], atol=1e-5)
+    assert torch.allclose(other[2], one, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (4, 16, 16, 1)])
+def test_grey_images_get_three_channels(shape):
+    labelled = LabelledImages(BYTES[..., 0].reshape(shape), [0, 1, 2, 3])
+    assert labelled.images.shape == BYTES.shape
+    assert all(np.array_equal(labelled.images[..., channel], BYTES[..., 0]) for channel in range(3))
+    assert torch.equal(as_batch(BYTES[..., 0].reshape(shape)), as_batch(labelled.images))
+
+
+WRONG_IMAGES = {
+    "floats to 255": (BYTES.astype(np.float32), "floats from 0 to 255, expected from 0 to 1"),
+    "floats from -1": (BYTES / 127.5 - 1, "floats from -1 to 1, expected from 0 to 1"),
+    "not a number": (np.full((4, 16, 16, 3), np.nan), "floats from nan to nan"),
+    "integers": (BYTES.astype(np.int64), "are int64, expected uint8, or floats from 0 to 1"),
+    "flags": (BYTES > 9, "are bool, expected uint8"),
+    "channels in front": (BYTES.transpose(0, 3, 1, 2), r"shape \(4, 3, 16, 16\), expected \[N, H"),
+    "transparency": (np.zeros((4, 16, 16, 4), np.uint8), r"shape \(4, 16, 16, 4\)"),
+    "one image": (BYTES[0], r"shape \(16, 16, 3\), expected \[N, H, W, 3\]"),
+    "flat": (BYTES.reshape(4, -1), r"shape \(4, 768\)"),
+}
+
+
+@pytest.mark.parametrize("images, message", WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_images_of_another_kind_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(images, np.zeros(len(images), int))
+    with pytest.raises(ValueError, match=message):
+        as_batch(images)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        (
+            (4, 16, 24, 3),
+            "16x24 pixels, height by width, expected squares of 8x8 or more: crop them",
+        ),
+        ((4, 7, 7, 3), "7x7 pixels"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(np.zeros(shape, np.uint8), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (
+            [0, 1, 2],
+            r"int64 of shape \(3,\), such as \[0 1 2\], expected 4 integers, zero or above",
+        ),
+        ([0, 1, 2, -1], r"such as \[ 0  1  2 -1\], expected 4 integers"),
+        ([0.0, 1.0, 2.0, 3.0], "float64 of shape"),
+        ([[0], [1], [2], [3]], r"shape \(4, 1\)"),
+        ([True, False, True, False], "bool of shape"),
+        (["cat", "dog", "cat", "dog"], "<U3 of shape"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(BYTES, labels)
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "cat", "dog", "cow"), "abcd"])
+def test_each_class_needs_a_name_of_its_own(names):
+    with pytest.raises(ValueError, match="expected a name of its own for each class, at least 4"):
+        LabelledImages(BYTES, [0, 1, 2, 3], names)
+    few = LabelledImages(BYTES, [0, 1, 1, 0], ("cat", "dog", "cow"))
+    assert few.subset([1, 2]).class_names == ("cat", "dog", "cow"), "one more than there are images"
+
+
+def test_own_names_and_scale_go_wherever_the_images_go():
+    own = {"class_names": ("apple", "pear"), "mean": (0.2, 0.5, 0.7), "std": (0.1, 0.2, 0.3)}
+    labelled = LabelledImages(BYTES, [0, 1, 1, 0], **own)
+    training, held_back = split_validation(labelled, 2, seed=0)
+    for part in (labelled.subset([3]), training, held_back):
+        assert (part.class_names, part.mean, part.std) == tuple(own.values())
+    scale = {"mean": own["mean"], "std": own["std"]}
+    batch = as_batch(BYTES, **scale)
+    assert torch.allclose(
+        batch[1, :, 0, 0] * torch.tensor(own["std"]),
+        (
+            torch.tensor(BYTES[1, 0, 0] / 255) - torch.tensor(own["mean"], dtype=torch.float64)
+        ).float(),
+        atol=1e-6,
+    )
+    assert np.allclose(denormalise(batch, **scale), BYTES / 255, atol=1e-6)
+    per_image = TransformedImages(labelled, evaluation_transform(**scale), 0)
+    batched = BatchedImages(labelled, 0)
+    for dataset in (per_image, batched):
+        assert torch.allclose(seen(dataset, 0), batch, atol=1e-5)
+        texts = show_augmented(dataset).axes[0].texts
+        assert [text.get_text() for text in texts] == ["apple", "apple", "pear", "pear"]
+    grey = LabelledImages(np.full((30, 16, 16, 3), 255, np.uint8), [0] * 30, **own)
+    transform = train_transform(**NOTHING | {"cutout_size": 16}, side=16, **scale)
+    for dataset in (TransformedImages(grey, transform, 0), BatchedImages(grey, 0, cutout_size=16)):
+        hidden = seen(dataset).permute(1, 0, 2, 3)[:, (seen(dataset)[:, 0] < 7)]
+        assert hidden.numel() and hidden.abs().max() < 0.03, "what is hidden is nearly 0"
+
+
+@pytest.mark.parametrize("side", [8, 64, 96])
+def test_both_pipelines_take_images_of_another_side(side):
+    images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    labelled = LabelledImages(images, [0, 1, 2])
+    for dataset in augmented(labelled):
+        assert torch.allclose(seen(dataset), as_batch(images), atol=1e-5)
+    for dataset in augmented(labelled, padding=4, flip=True):
+        assert seen(dataset).shape == (3, 3, side, side)
+
+
+def test_a_picture_that_is_not_square_keeps_its_ratio():
+    (axis,) = image_grid([np.zeros((10, 20, 3)), np.zeros((20, 10, 3))], ["wide", "high"], 2).axes
+    for image, ratio in zip(axis.images, (2, 0.5), strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert (right - left) / (bottom - top) == pytest.approx(ratio)
+        assert max(right - left, bottom - top) == pytest.approx(1)
+
+
+def test_broken_notes_do_not_cost_the_picture(tmp_path):
+    """An EXIF block may be cut off or nonsense; if it tells the orientation, that counts."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    note = Image.Exif()
+    note[0x0112] = 6
+    whole = note.tobytes()
+    for number, exif in enumerate(
+        [whole[:9], whole[:14], b"Exif\0\0" + b"x" * 50, whole + b"?" * 9]
+    ):
+        for ending in ("png", "jpg"):
+            path = tmp_path / f"{number}.{ending}"
+            picture.save(path, exif=exif, quality=95)
+            assert open_picture(path).size in [(60, 40), (40, 60)]
+            assert read_picture(path, 32).shape == (32, 32, 3)
+    picture.save(tmp_path / "turned.png", exif=whole)
+    assert open_picture(tmp_path / "turned.png").size == (40, 60)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_that_of_pillow(orientation, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    note = Image.Exif()
+    note[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=note)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "a.png")), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "there, name, chosen",
+    [
+        ("", "auto", "cpu"),
+        ("mps", "auto", "mps"),
+        ("cuda", "auto", "cuda"),
+        ("cuda mps", "auto", "cuda"),
+        ("cuda mps", "mps", "mps"),
+        ("cuda mps", "cpu", "cpu"),
+    ],
+)
+def test_the_device_is_the_one_that_is_there(there, name, chosen, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
+    assert choose_device(name).type == chosen
 
 
 def blank(count, value, side=32):
@@ -276,7 +470,7 @@ def test_the_hidden_colour_is_neutral():
     images = seen(BatchedImages(blank(4, 0), 0, cutout_size=32))
     hidden = images[:, 0] > -1
     assert hidden.any() and images.permute(1, 0, 2, 3)[:, hidden].abs().max() < 0.01
-    assert HIDDEN < 2**24
+    assert hidden_pixel((0.0, 0.5, 1.0)) == 128 * 2**8 + 255 * 2**16
 
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch(noise):

@@ -5,8 +5,13 @@ The other libraries are imported where they are needed, so that a test without t
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
+import re
+import warnings
+from collections import OrderedDict, namedtuple
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,17 +20,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from cifar_cam_lib.data import LabelledImages, TransformedImages, evaluation_transform
 from cifar_cam_lib.drawn import draw_pictures
+from cifar_cam_lib.evaluation import find_mistakes
 from cifar_cam_lib.gradcam import (
+    LAST_LAYERS,
     capture_activations,
+    check_feature_map,
+    contrast,
     draw_map,
+    explain_mistakes,
+    from_channels_last,
+    from_tokens,
     gradcam,
     gradcam_map,
     gradcam_plus_plus_map,
     hirescam_map,
     layer_gradients,
+    log_probability,
     show_gradcam,
+    suggest_layers,
 )
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.training import load_shipped_model
@@ -284,9 +300,8 @@ def test_log_probability_is_that_of_a_network_that_ends_in_log_softmax(explained
     expected = gradcam(nn.Sequential(model, nn.LogSoftmax(1)), images, targets, ("0.layer3",))[
         "0.layer3"
     ]
-    assert torch.equal(
-        gradcam(model, images, targets, ("layer3",), score="log_probability")["layer3"], expected
-    )
+    maps = gradcam(model, images, list(map(log_probability, targets)), ("layer3",))["layer3"]
+    assert torch.allclose(maps, expected, rtol=0, atol=1e-12)
     assert not torch.allclose(
         gradcam(model, images, targets, ("layer3",))["layer3"], expected, atol=1e-3
     )
@@ -329,17 +344,14 @@ def test_a_repeated_call_is_equal_to_the_last_bit(explained):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("score", ["logit", "log_probability"])
-def test_k_targets_are_k_calls_to_the_last_bit(explained, dtype, score):
-    model, images, targets = (
-        copy.deepcopy(explained[0]).to(dtype),
-        explained[1].to(dtype),
-        torch.tensor(explained[2]),
-    )
-    columns = [targets, (targets + 1) % 10, (targets + 1) % 10]
-    maps = gradcam(model, images, torch.stack(columns, dim=1), score=score)
+@pytest.mark.parametrize("kind", [int, log_probability, contrast])
+def test_k_targets_are_k_calls_to_the_last_bit(explained, dtype, kind):
+    model, images = copy.deepcopy(explained[0]).to(dtype), explained[1].to(dtype)
+    columns = [[(target + shift) % 10 for target in explained[2]] for shift in (0, 1, 1)]
+    columns = [list(map(kind, column)) for column in columns]
+    maps = gradcam(model, images, [list(row) for row in zip(*columns)])
     for k, column in enumerate(columns):
-        single = gradcam(model, images, column, score=score)
+        single = gradcam(model, images, column)
         for layer in LAYERS:
             assert maps[layer].shape == (8, 3, 32, 32) and torch.equal(
                 maps[layer][:, k], single[layer]
@@ -485,10 +497,21 @@ ERRORS = [
     ({"targets": [[], []]}, "targets must be 2 integers"),
     ({"targets": [0, 10]}, "classes from 0 to 9"),
     ({"targets": [[0, 1], [2, -1]]}, "classes from 0 to 9"),
-    (
-        {"score": "probability"},
-        "unknown score 'probability': known are 'logit' and 'log_probability'",
-    ),
+    ({"targets": "truck"}, "targets must be 2 integers or functions"),
+    ({"targets": ["truck", "ship"]}, "targets must be 2 integers or functions"),
+    ({"targets": [[0, 1], [2]]}, "targets must be 2 integers"),
+    ({"targets": [[0, 1], log_probability(2)]}, "targets must be 2 integers or functions"),
+    ({"targets": [[0, log_probability(1)], [2]]}, "targets must be 2 integers or functions"),
+    ({"targets": [0.5, log_probability(1)]}, "targets must be 2 integers or functions"),
+    ({"targets": [log_probability(1)]}, "targets must be 2 integers or functions"),
+    ({"targets": [log_probability(1), 10]}, "classes from 0 to 9"),
+    ({"targets": log_probability(10)}, "log_probability takes classes from 0 to 9, not 10"),
+    ({"targets": contrast(0, 12)}, "contrast takes classes from 0 to 9, not 0, 12"),
+    ({"targets": lambda logits: logits}, r"must give a single number, not \[10\]"),
+    ({"targets": lambda logits: 3.0}, "must give a single number, not 3.0"),
+    ({"targets": lambda logits: logits.detach()[0]}, "a number without a gradient"),
+    ({"layout": from_tokens}, r"from_tokens needs \[N, L, C\], not \[2, 4, 16, 16\]"),
+    ({"layout": lambda output: output.mean(1)}, r"layout of layer 'layer1' must give \[N, C, h, w"),
     ({"batch_size": 0}, "batch_size 1 or more, not 0"),
     ({"images": torch.zeros(3, 16, 16)}, r"images must be \[N, 3, H, W\]"),
     ({"images": torch.zeros(0, 3, 16, 16)}, r"images must be \[N, 3, H, W\]"),
@@ -541,9 +564,9 @@ def test_side_by_side_and_called_twice():
     "layer, output, message",
     [
         ("idle", "logits", "'idle' is not used in the model's forward pass"),
-        ("lost", "logits", "logits do not depend on layer 'lost'"),
-        ("left", "detached", "logits do not depend on layer 'left'"),
-        ("left", "pair", r"the model must return logits \[N, classes\]"),
+        ("lost", "logits", "target does not depend on layer 'lost'"),
+        ("left", "detached", "target does not depend on layer 'left'"),
+        ("left", "pair", r"the model must return logits \[N, classes\].*give a function"),
     ],
 )
 def test_a_layer_that_bears_on_nothing_is_named(layer, output, message):
@@ -767,3 +790,637 @@ def test_a_model_of_inference_mode_is_refused_and_left_as_it_was():
     with pytest.raises(ValueError, match="inference_mode"):
         gradcam(model, torch.zeros(1, 3, 32, 32))
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# Targets: a class, or a function of one image's output.
+
+
+class Headed(nn.Module):
+    """A small network; how it returns its logits and its embedding is a choice."""
+
+    def __init__(self, classes=5, form=lambda logits, embedding: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU())
+        self.head, self.form = nn.Linear(8, classes), form
+        self.double()
+
+    def forward(self, images):
+        embedding = self.body(images).mean((2, 3))
+        return self.form(self.head(embedding), embedding)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.randn(
+        3, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+
+
+def by_hand(model, images, weights):
+    """Grad-CAM of the body where the score's gradient by the embedding is known, [N, 8]."""
+    features = model.body(images).detach()
+    scaled_weights = weights[:, :, None, None] / features[0, 0].numel()
+    return (scaled_weights * features).sum(1).relu()
+
+
+def same(maps, expected):
+    """Equal to 1e-12 of the largest value, and there is something to compare."""
+    assert expected.max() > 0
+    assert (maps - expected).abs().max() <= 1e-12 * expected.max()
+
+
+def test_log_probability_in_closed_form(noise):
+    """Its gradient by the logits is one for the class, minus the softmax."""
+    model, targets = Headed(), [0, 1, 2]
+    shares = model(noise).detach().softmax(1)
+    weights = (torch.eye(5)[targets] - shares) @ model.head.weight.detach()
+    maps = gradcam(model, noise, list(map(log_probability, targets)), ("body",))
+    same(maps.raw["body"], by_hand(model, noise, weights))
+
+
+def test_contrast_in_closed_form(noise):
+    """Weights w of the rivals: d(sum of w z) / dz_i = w_i (1 + z_i - sum of w z)."""
+    model, strength = Headed(), 0.7
+    logits, weights = model(noise).detach(), []
+    for row in logits:
+        others = (row - row[1]).abs().argsort()[1:4]
+        shares = row[others].softmax(0)
+        by_logit = torch.zeros(5, dtype=torch.float64)
+        by_logit[1] = 1
+        by_logit[others] -= strength * shares * (1 + row[others] - (shares * row[others]).sum())
+        weights.append(by_logit)
+    weights = torch.stack(weights) @ model.head.weight.detach()
+    maps = gradcam(model, noise, contrast(1, strength=strength), ("body",))
+    same(maps.raw["body"], by_hand(model, noise, weights))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
+def test_contrast_is_that_of_grad_cam(noise, strength):
+    from pytorch_grad_cam import FinerCAM
+    from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
+
+    model = Headed()
+    with torch.no_grad():
+        model.head.weight *= 20  # so that the 1e-7 that they add to the divisor doesn't count
+    for target, others in ((0, [1]), (2, [0, 4, 3])):
+        logits = model(noise)[0].detach()
+        theirs = FinerWeightedTarget(target, others, strength)(logits)
+        assert torch.isclose(contrast(target, others, strength)(logits), theirs, rtol=1e-6)
+    with FinerCAM(model, [model.body]) as cam:
+        theirs = torch.from_numpy(cam(noise, alpha=strength))
+    predicted = model(noise).argmax(1).tolist()
+    targets = [contrast(target, strength=strength) for target in predicted]
+    maps = gradcam(model, noise, targets, ("body",))["body"]
+    assert torch.allclose(stretched(maps).float(), theirs.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("others", [0, [0, 1], []])
+def test_a_contrast_without_a_rival_is_refused(others):
+    with pytest.raises(ValueError, match="contrast needs other classes than 0"):
+        contrast(0, others)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_logit_has_two_answers(noise, flat, count):
+    """1 is the logit, 0 minus the logit; what is predicted goes by its sign."""
+    model, images = Headed(1, lambda z, embedding: z.squeeze() if flat else z), noise[:count]
+    with torch.no_grad():
+        model.head.bias -= Headed(1)(images).median()  # answers of both kinds
+    weight = model.head.weight.detach().expand(count, -1)
+    maps = gradcam(model, images, [[1, 0]] * count, ("body",))
+    same(maps.raw["body"][:, 0], by_hand(model, images, weight))
+    same(maps.raw["body"][:, 1], by_hand(model, images, -weight))
+    yes = model(images).reshape(count) > 0
+    of_predicted = gradcam(model, images, layers=("body",)).raw["body"]
+    expected = torch.where(yes[:, None, None], maps.raw["body"][:, 0], maps.raw["body"][:, 1])
+    assert torch.equal(of_predicted, expected)
+    with pytest.raises(ValueError, match="classes from 0 to 1"):
+        gradcam(model, images, [2] * count, ("body",))
+    with pytest.raises(ValueError, match="contrast needs two classes or more"):
+        gradcam(model, images, contrast(0, 1), ("body",))
+    for answer, sign in ((1, 1), (0, -1)):
+        slope = sign * (1 - (sign * model(images).reshape(count)).sigmoid()).detach()
+        of_log = gradcam(model, images, log_probability(answer), ("body",)).raw["body"]
+        same(of_log, by_hand(model, images, slope[:, None] * weight))
+
+
+Pair = namedtuple("Pair", "logits, embedding")
+
+
+@dataclasses.dataclass
+class Output(OrderedDict):
+    """As other libraries return it: a dictionary with attributes."""
+
+    logits: torch.Tensor = None
+    embedding: torch.Tensor = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            super().__setitem__(field.name, getattr(self, field.name))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        setattr(self, key, value)
+
+
+FORMS = {
+    "tuple": (lambda z, e: (z, e), lambda one: one[0][2]),
+    "list": (lambda z, e: [e, z], lambda one: one[1][2]),
+    "namedtuple": (Pair, lambda one: one.logits[2]),
+    "dictionary": (lambda z, e: {"z": z, "e": e, "loss": z.sum()}, lambda one: one["z"][2]),
+    "with attributes": (Output, lambda one: one.logits[2]),
+    "nested": (lambda z, e: {"heads": (z, None, 3)}, lambda one: one["heads"][0][2]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_function_gets_what_the_model_returned_for_one_image(noise, form):
+    returned, target = FORMS[form]
+    expected = gradcam(Headed(), noise, [2, 2, 2], ("body",)).raw["body"]
+    model = Headed(form=returned)
+    maps = gradcam(model, noise, target, ("body",), batch_size=2)
+    same(maps.raw["body"], expected)
+    for targets in (None, [0, 1, 2], [target, target, 1]):
+        with pytest.raises(ValueError, match=r"logits \[N, classes\], not \w+.*give a function"):
+            gradcam(model, noise, targets, ("body",))
+
+
+def test_a_part_without_a_row_for_each_image_is_none(noise):
+    model = Headed(form=lambda z, e: {"z": z, "prototypes": torch.zeros(7, 8)})
+    seen = []
+    gradcam(model, noise, lambda one: seen.append(one["prototypes"]) or one["z"][0], ("body",))
+    assert seen == [None] * 3
+
+
+def test_embeddings_by_their_cosine_are_those_of_captum_and_torchcam(noise):
+    """Both take a network that returns the number itself, so a wrapper computes it for them."""
+    model = Headed(form=lambda logits, embedding: embedding)
+    reference = torch.linspace(-1, 1, 8, dtype=torch.float64)
+
+    class Cosine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return F.cosine_similarity(self.model(images), reference[None])[:, None]
+
+    maps = gradcam(model, noise, lambda e: F.cosine_similarity(e, reference, dim=0), ("body.1",))
+    same(maps.raw["body.1"], from_captum(Cosine().eval(), noise, [0] * 3, "model.body.1"))
+    layers = ("model.body.1",)
+    same(maps.raw["body.1"], from_torchcam(Cosine().eval(), noise, [0] * 3, layers)[layers[0]])
+
+
+def test_classes_and_functions_can_be_mixed(noise):
+    model, layers = Headed(), ("body.1", "body")
+    mixed = [[0, lambda logits: logits[1]], [log_probability(3), 2], [np.int64(4), torch.tensor(1)]]
+    maps = gradcam(model, noise, mixed, layers, batch_size=2)
+    assert maps["body"].shape == (3, 2, 12, 12)
+    whole = gradcam(model, noise, [[0, 1], [3, 2], [4, 1]], layers)
+    for layer in layers:
+        for n, k in ((0, 0), (0, 1), (1, 1), (2, 0), (2, 1)):
+            same(maps.raw[layer][n, k], whole.raw[layer][n, k])
+    assert gradcam(model, noise, np.array([log_probability(0)] * 3), layers)["body"].ndim == 3
+    rows = [torch.tensor([0, 1]), np.array([3, 2]), torch.tensor([4, 1])]
+    assert torch.equal(gradcam(model, noise, rows, layers)["body"], whole["body"])
+
+
+# Layouts: where the channels are.
+
+
+class Turned(nn.Module):
+    """A layer whose output is [N, C, h, w] in between, so that others can explain it."""
+
+    def __init__(self, layer, there, back):
+        super().__init__()
+        self.layer, self.there, self.back, self.map = layer, there, back, nn.Identity()
+
+    def forward(self, *inputs):
+        return self.back(self.map(self.there(self.layer(*inputs))))
+
+
+def last(maps):
+    return maps.permute(0, 2, 3, 1)
+
+
+def small(family):
+    """A small network of torchvision with random weights, in float64."""
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if family == "swin":
+            model = models.SwinTransformer([4, 4], 16, [2, 1], [2, 2], [4, 4], num_classes=5)
+        elif family == "vit":
+            model = models.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=5)
+            nn.init.normal_(model.heads.head.weight)  # it begins with zeros
+        else:
+            setting = models.convnext.CNBlockConfig
+            model = models.ConvNeXt([setting(8, 16, 2), setting(16, None, 1)], num_classes=5)
+            for block in model.modules():
+                if hasattr(block, "layer_scale"):
+                    nn.init.constant_(block.layer_scale, 1)  # 1e-6 would hide what's inside
+    return model.double().eval()
+
+
+def replace(model, layer, module):
+    parent, _, name = layer.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+LAYOUTS = [
+    ("swin", "features.1", from_channels_last, last),
+    ("swin", "features.1.0.norm1", from_channels_last, last),
+    ("swin", "features.3.0.mlp", from_channels_last, last),
+    ("swin", "norm", from_channels_last, last),
+    ("convnext", "features.1.0.block.2", from_channels_last, last),
+    ("convnext", "features.1.1.block.3", from_channels_last, last),
+    ("vit", "encoder.layers.encoder_layer_0.mlp", from_tokens, None),
+    ("vit", "encoder.layers.encoder_layer_1.ln_1", from_tokens, None),
+]
+
+
+@pytest.mark.parametrize("family, layer, layout, back", LAYOUTS)
+def test_maps_in_another_layout_are_those_of_torchcam(family, layer, layout, back):
+    model = small(family)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    maps = gradcam(model, images, [1, 4], (layer,), layout=layout)
+    with pytest.raises(ValueError, match="has no feature map.*layout=from_channels_last"):
+        gradcam(model, images, [1, 4], (layer,))
+    turned, class_token = copy.deepcopy(model), []
+
+    def without_token(tokens):
+        class_token[:] = [tokens[:, :1]]
+        return layout(tokens)
+
+    def with_token(patches):
+        return torch.cat([class_token[0], patches.flatten(2).transpose(1, 2)], dim=1)
+
+    there, back = (layout, back) if back else (without_token, with_token)
+    replace(turned, layer, Turned(turned.get_submodule(layer), there, back))
+    name = f"{layer}.map"
+    same(maps.raw[layer], from_torchcam(turned, images, [1, 4], (name,))[name])
+    same(maps.raw[layer], from_captum(turned, images, [1, 4], name))
+
+
+def test_a_grid_of_tokens_that_is_no_square_is_told():
+    model = small("vit")
+    tokens = torch.randn(2, 5 + 6, 4)
+    patches = from_tokens(tokens, grid=(2, 3))
+    assert torch.equal(patches[:, :, 1, 2], tokens[:, -1]) and patches.shape == (2, 4, 2, 3)
+    for count in (2 + 49, 11, 3):
+        with pytest.raises(ValueError, match=f"{count} tokens don't fill a grid of patches"):
+            from_tokens(torch.zeros(1, count, 4))
+    with pytest.raises(ValueError, match="5 tokens don't fill"):
+        from_tokens(torch.zeros(1, 5, 4), grid=(2, 3))
+    images, layer = torch.randn(1, 3, 64, 64).double(), "encoder.layers.encoder_layer_1.ln_1"
+    with_grid = gradcam(model, images, [1], (layer,), layout=partial(from_tokens, grid=(4, 4)))
+    assert torch.equal(
+        with_grid[layer], gradcam(model, images, [1], (layer,), layout=from_tokens)[layer]
+    )
+
+    class Tokens(nn.Module):
+        """2 x 8 patches, which are as many as 4 x 4."""
+
+        def __init__(self):
+            super().__init__()
+            self.patches, self.row, self.head = (
+                nn.Conv2d(3, 6, 8, 8),
+                nn.Identity(),
+                nn.Linear(6, 5),
+            )
+
+        def forward(self, images):
+            return self.head(self.row(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
+
+    wide, images = Tokens(), torch.randn(1, 3, 16, 64)
+    with pytest.raises(ValueError, match="patches of layer 'row' aren't a square grid"):
+        gradcam(wide, images, layers=("row",), layout=from_tokens)
+    maps = gradcam(wide, images, [1], ("row",), layout=partial(from_tokens, grid=(2, 8)))
+    same(maps.raw["row"], gradcam(wide, images, [1], ("patches",)).raw["patches"])
+
+
+def test_own_layouts_are_believed():
+    model, images = small("swin"), torch.randn(1, 3, 64, 64).double()
+    ours = gradcam(model, images, [1], ("norm",), layout=lambda output: output.movedim(3, 1))
+    assert torch.equal(ours["norm"], gradcam(model, images, [1], ("permute",))["permute"])
+    as_it_is = gradcam(model, images, [1], ("norm",), layout=lambda output: output)
+    assert as_it_is.resolution["norm"] == (8, 32)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm that turns the axes itself, as torchvision's LayerNorm2d does."""
+
+    def forward(self, features):
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Ambiguous(nn.Module):
+    """Outputs [N, 8, 8, 8]: sizes can't tell where the channels are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 4, 4)
+        self.mixer = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Dropout())
+        self.norm = nn.LayerNorm(8)
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), ChannelNorm(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        mixed = self.norm(self.mixer(self.first(images).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.head(self.second(mixed).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["first", "second", "second.0", "second.1", "second.2"])
+def test_channels_in_second_place_are_accepted_even_if_sizes_agree(name):
+    assert gradcam(Ambiguous(), torch.randn(2, 3, 32, 32), layers=(name,))[name].shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["mixer", "mixer.0", "mixer.1", "mixer.2", "mixer.3", "norm"])
+def test_channels_in_last_place_are_refused_even_if_sizes_agree(name):
+    with pytest.raises(ValueError, match=rf"layer '{name}' has no feature map.*\[2, 8, 8, 8\]"):
+        gradcam(Ambiguous(), torch.randn(2, 3, 32, 32), layers=(name,))
+
+
+def test_sizes_that_agree_do_not_matter_if_the_proportions_tell():
+    """96 channels and a map 96 wide, but only read as [N, C, h, w] has it the image's ratio."""
+    model, shape = without_numbers("convnext_tiny"), (1, 96, 64, 96)
+    assert shapes_of(model, (256, 384))["features.1"] == shape
+    check_feature_map(model, "features.1", shape, (1, 3, 256, 384))
+
+
+def test_attention_weights_are_no_feature_map():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.drop = nn.Linear(8, 16), nn.Dropout()
+
+        def forward(self, tokens):
+            queries, keys = self.queries(tokens).chunk(2, -1)
+            weights = self.drop((queries @ keys.mT).softmax(-1)[:, None])  # [N, 1, L, L]
+            return weights[:, 0] @ tokens
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.attention = nn.Conv2d(3, 8, 4, 4), Attention()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, images):
+            tokens = self.patches(images).flatten(2).transpose(1, 2)
+            return self.head(self.attention(tokens).mean(1))
+
+    for layer in ("attention.drop", "attention", "attention.queries"):
+        with pytest.raises(ValueError, match=f"layer '{layer}' has no feature map"):
+            gradcam(Net(), torch.randn(2, 3, 32, 32), layers=(layer,))
+
+
+FAMILIES = {
+    "resnet18": "layer4",
+    "densenet121": "features",
+    "mobilenet_v2": "features",
+    "mobilenet_v3_small": "features",
+    "efficientnet_b0": "features",
+    "convnext_tiny": "features",
+    "vgg11": "features",
+    "alexnet": "features",
+    "squeezenet1_0": "features",
+    "regnet_y_400mf": "trunk_output",
+    "mnasnet0_5": "layers",
+    "shufflenet_v2_x0_5": "conv5",
+    "googlenet": "inception5b",
+    "inception_v3": "Mixed_7c",
+    "swin_t": "norm",
+    "swin_v2_t": "norm",
+    "maxvit_t": "blocks.3",
+    "vit_b_32": "encoder.layers.encoder_layer_11.ln_1",
+}
+
+
+def without_numbers(name):
+    """A network of torchvision, of shapes only: nothing is drawn or computed."""
+    models = pytest.importorskip("torchvision").models
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("regnet"):  # it computes its shapes with tensors
+        return getattr(models, name)(weights=None).eval().to("meta")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(models, name)(weights=None, **options).eval()
+
+
+def shapes_of(model, size):
+    """Of each layer's output, in one forward pass without numbers."""
+    shapes, handles = {}, []
+    for name, module in model.named_modules():
+
+        def hook(module, inputs, output, name=name):
+            if isinstance(output, torch.Tensor):
+                shapes[name] = output.shape
+
+        handles.append(module.register_forward_hook(hook))
+    model(torch.zeros(1, 3, *size, device="meta"))
+    for handle in handles:
+        handle.remove()
+    return {name: shape for name, shape in shapes.items() if name}
+
+
+@pytest.mark.parametrize("size", [(224, 224), (32, 32), (224, 160), (96, 72)], ids=str)
+@pytest.mark.parametrize("name", [*list(FAMILIES)[:7], "squeezenet1_0", "shufflenet_v2_x0_5"])
+def test_no_feature_map_of_torchvision_is_refused(name, size):
+    model = without_numbers(name)
+    shapes = {layer: shape for layer, shape in shapes_of(model, size).items() if len(shape) == 4}
+    assert len(shapes) > 10
+    for layer, shape in shapes.items():
+        if re.search(r"block\.[1-5]$", layer) and name.startswith("convnext"):
+            with pytest.raises(ValueError, match="has no feature map"):
+                check_feature_map(model, layer, shape, (1, 3, *size))
+        else:
+            check_feature_map(model, layer, shape, (1, 3, *size))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (32, 32), (224, 160), (96, 72)], ids=str)
+@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t"])
+def test_what_swin_puts_last_is_refused(name, size):
+    model = without_numbers(name)
+    for layer, shape in shapes_of(model, size).items():
+        if layer in ("features.0.0", "permute", "avgpool"):
+            check_feature_map(model, layer, shape, (1, 3, *size))
+        else:
+            with pytest.raises(ValueError, match="has no feature map"):
+                check_feature_map(model, layer, shape, (1, 3, *size))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_layer_is_known_for_each_family(name):
+    model = without_numbers(name)
+    (layer,), layout = suggest_layers(nn.DataParallel(model))
+    assert layer == FAMILIES[name]
+    side = 299 if name == "inception_v3" else 224
+    shape = shapes_of(model, (side, side))[layer]
+    if layout:
+        shape = layout(torch.zeros(shape, device="meta")).shape
+    assert len(shape) == 4 and shape[2] == shape[3] > 1
+    assert shape[0] == 1 and shape[1] > shape[2]
+    if not layout:
+        check_feature_map(model, layer, shape, (1, 3, side, side))
+    kinds = {type(without_numbers(known)).__name__ for known in (name,)}
+    assert kinds <= set(LAST_LAYERS)
+
+
+def test_suggested_layers_give_maps():
+    images = torch.randn(2, 3, 64, 64).double()
+    for family in ("swin", "vit", "convnext"):
+        model = small(family)
+        layers, layout = suggest_layers(model)
+        maps = gradcam(model, images, [1, 2], layers, layout=layout)
+        assert not maps.empty[layers[0]].all()
+
+
+def test_behind_the_last_attention_no_patch_counts():
+    """Why the table takes the layer norm before it."""
+    images, layer = torch.randn(2, 3, 64, 64).double(), "encoder.layers.encoder_layer_1"
+    maps = gradcam(small("vit"), images, [1, 2], (layer,), layout=from_tokens)
+    assert maps.empty[layer].all()
+
+
+def test_at_the_norm_of_swin_the_map_is_that_of_the_head():
+    """It's followed by the mean over all places and a linear head."""
+    model, images = small("swin"), torch.randn(2, 3, 64, 64).double()
+    features = model.permute(model.norm(model.features(images))).detach()
+    cam = (model.head.weight[[1, 2]][:, :, None, None] * features).sum(1).relu() / 64
+    same(gradcam(model, images, [1, 2], ("norm",), layout=from_channels_last).raw["norm"], cam)
+
+
+class VisionTransformer(nn.Sequential):
+    """As in another library: the name of torchvision's, other parts."""
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, VisionTransformer])
+def test_for_an_unknown_network_candidates_are_listed(kind):
+    model = kind(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten())
+    words = (
+        rf"no layer is known for {kind.__name__}: .*layers=\(\.\.\.\).*--layers; candidates: 0, 1"
+    )
+    with pytest.raises(ValueError, match=words):
+        suggest_layers(model)
+    with pytest.raises(ValueError, match="candidates: none with a convolution or a norm"):
+        suggest_layers(nn.Linear(2, 2))
+
+
+def test_our_network_has_four_layers(explained):
+    assert suggest_layers(nn.DataParallel(explained[0])) == (LAYERS, None)
+
+
+def test_a_wrapped_model_goes_by_either_name(explained):
+    model, images, targets = explained
+    expected = gradcam(model, images, targets, ("layer4",))["layer4"]
+    for layer in ("layer4", "module.layer4"):
+        maps = gradcam(nn.DataParallel(model), images, targets, (layer,))
+        assert torch.equal(maps[layer], expected)
+
+
+# Gradient checkpointing: layers that are called again in the backward pass.
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.tail = nn.Conv2d(3, 4, 3), nn.Conv2d(6, 6, 3)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU())
+        self.head, self.reentrant = nn.Linear(6, 5), reentrant
+        self.double()
+
+    def forward(self, images):
+        features = self.stem(images)
+        if self.reentrant is None:
+            features = self.body(features)
+        else:
+            features = checkpoint(self.body, features, use_reentrant=self.reentrant)
+        return self.head(self.tail(features).mean((2, 3)))
+
+
+INSIDE, OUTSIDE = ("body.0", "body.2"), ("stem", "tail")
+
+
+@pytest.mark.parametrize("targets", [[0, 1, 2], [[0, 1], [1, 2], [3, 3]], log_probability(1)])
+@pytest.mark.parametrize(
+    "layers", [INSIDE, OUTSIDE, INSIDE + OUTSIDE, INSIDE[:1], INSIDE[1:], ("body",)]
+)
+def test_a_checkpointed_model_is_explained_like_the_plain_one(noise, layers, targets):
+    expected = gradcam(Checkpointed(), noise, targets, layers)
+    maps = gradcam(Checkpointed(reentrant=False), noise, targets, layers, batch_size=2)
+    for layer in layers:
+        assert torch.allclose(maps.raw[layer], expected.raw[layer], rtol=0, atol=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("targets", [[0, 1, 2], [[0, 1], [1, 2], [3, 3]]])
+def test_a_reentrant_checkpoint_has_a_message_of_its_own(noise, targets):
+    model = Checkpointed(reentrant=True)
+    advice = "set use_reentrant=False or switch checkpointing off"
+    with pytest.raises(ValueError, match=f"layer 'body.2' runs under torch.no_grad.*{advice}"):
+        gradcam(model, noise, targets, ("body.2",))
+    with pytest.raises(ValueError, match=f"a reentrant checkpoint stops the gradient: {advice}"):
+        gradcam(model, noise, targets, ("stem",))
+    expected = gradcam(Checkpointed(), noise, targets, ("tail",))["tail"]
+    assert torch.equal(gradcam(model, noise, targets, ("tail",))["tail"], expected)
+
+
+# Pictures that aren't square.
+
+
+@pytest.mark.parametrize(
+    "size, extent", [((10, 20), (2, 3, 1.75, 1.25)), ((20, 5), (2.375, 2.625, 2, 1))]
+)
+def test_a_tile_keeps_the_ratio_of_its_image(size, extent):
+    map_ = torch.zeros(size)
+    map_[-1, -1] = 1  # the lower right corner
+    for image in (np.zeros((*size, 3)), np.zeros((*size, 3), np.uint8)):
+        _, axis = tile(image, map_, left=2, top=1)
+        assert tuple(axis.images[0].get_extent()) == extent
+        (line,) = [path.vertices for path in axis.collections[0].get_paths() if len(path.vertices)]
+        first, last, lower, upper = extent
+        assert (line[:, 0] > (first + last) / 2).all() and (line[:, 1] > (lower + upper) / 2).all()
+        assert (line[:, 0] <= last).all() and (line[:, 1] <= lower).all()
+    _, axis = tile(np.zeros((*size, 3)), torch.zeros(size), left=2, top=1)
+    (hatched,) = axis.patches
+    first, last, lower, upper = extent
+    assert hatched.get_bbox().extents.tolist() == [first, upper, last, lower]
+
+
+def test_a_figure_keeps_the_ratio_of_its_images():
+    model, images = resnet18(width=2), torch.randn(2, 3, 16, 32)
+    maps = gradcam(model, images, [[0, 1], [2, 3]])
+    assert maps["layer1"].shape == (2, 2, 16, 32) and maps.resolution["layer1"] == (16, 32)
+    pictures = np.zeros((2, 16, 32, 3))
+    figure = show_gradcam(pictures, ["", ""], [["a", "b"]] * 2, maps, difference=True)
+    plt.close(figure)
+    axis = figure.axes[0]
+    assert axis.get_aspect() == 1
+    for image in axis.images:
+        first, last, lower, upper = image.get_extent()
+        assert last - first == pytest.approx(1) and lower - upper == pytest.approx(0.5)
+
+
+# All mistakes of a run, with the names and colours of the data set.
+
+
+def test_mistakes_are_explained_by_the_names_and_colours_of_their_data_set():
+    pictures, labels, _ = draw_pictures(8, "test")
+    names, mean, std = ("ant", "bee", "cow"), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    labelled = LabelledImages(pictures, labels % 3, names, mean=mean, std=std)
+    dataset = TransformedImages(labelled, evaluation_transform(mean=mean, std=std), seed=0)
+    torch.manual_seed(0)
+    model = resnet18(3, width=2)
+    images = torch.stack([dataset[n][0] for n in range(8)])
+    mistakes = find_mistakes(model(images).detach(), torch.tensor(labels % 3))
+    _, (figure, *more) = explain_mistakes(model, dataset, mistakes[:5])
+    for page in (figure, *more):
+        plt.close(page)
+    texts = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert f"for {names[mistakes[0].true]}" in texts and "class" not in texts
+    drawn = next(image for image in figure.axes[0].images if image.get_array().shape[-1] == 3)
+    assert np.allclose(drawn.get_array(), pictures[mistakes[0].index] / 255, atol=1e-3)

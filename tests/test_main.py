@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_cam_lib import main as module
 from cifar_cam_lib import settings
-from cifar_cam_lib.data import import_cifar10, read_picture
+from cifar_cam_lib.data import draw_once, import_cifar10, read_picture
 from cifar_cam_lib.fast import choose_precision
 from cifar_cam_lib.main import RunStopped, cli, evaluate, explain, load_splits, resume, run
 from cifar_cam_lib.model import resnet18
@@ -150,17 +150,16 @@ def test_a_run_can_start_from_the_network_that_ships(tmp_path, monkeypatch, no_f
 @pytest.mark.parametrize("width", [16, 64])
 def test_a_run_begins_with_the_shipped_network_of_its_width(width):
     config = Config(data="cifar10", start="shipped", width=width, validation_size=1000)
-    assert module.initial_model(config).stem[0].out_channels == width
-    assert (
-        module.describe_run(config, torch.device("cpu"))["started_from"]
-        == (SHIPPED_SHA256["cifar10", width])
-    )
+    assert module.initial_model(config, 10).stem[0].out_channels == width
+    images = {"train": draw_once(20, "train")}
+    record = module.describe_run(config, images)
+    assert record["started_from"] == SHIPPED_SHA256["cifar10", width]
 
 
 def test_a_network_that_cannot_be_had_stops_a_run_before_its_folder_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("cifar_cam_lib.training.__file__", str(tmp_path / "x" / "training.py"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "load_splits", lambda config: {})
+    monkeypatch.setattr(module, "load_splits", lambda config: {"train": draw_once(20, "train")})
     config = Config(data="cifar10", start="shipped", width=64, validation_size=1000)
     with pytest.raises(FileNotFoundError, match="a test does not download"):
         run(Config(**dict(config) | {"out": tmp_path / "run"}))
@@ -315,12 +314,15 @@ ERRORS = [
     ("train --validation-size 5000", 2, "validation size is 5000, expected 0 to 4999"),
     ("train --image-sizes 4", 2, "image_sizes.0 Input should be greater than or equal to 8"),
     ("train --image-sizes 16.5", 2, "--image-sizes: Could not find valid parse"),
-    ("train --image-sizes", 2, "image-sizes is empty, expected one size or more"),
+    ("train --image-sizes 64", 2, "image-sizes has 64, expected at most 32"),
+    ("train --preset own", 2, "name it with --data-folder"),
+    ("train --data-folder {none}", 3, "there is no folder"),
+    ("train --data-folder {full}", 2, "has 0 sub-folders, expected a sub-folder"),
     ("train --preset fancy", 2, "invalid choice 'fancy' for argument '--preset'"),
     ("train --preset", 2, "Missing value for argument '--preset'"),
-    ("train --preset original", 2, "'laptop', 'published', 'modern'"),
+    ("train --preset original", 2, "'published', 'modern', 'own'"),
     ("train --optimizer adam", 2, "Expected one of ('sgd', 'adamw', 'muon')"),
-    ("train --data imagenet", 2, "Expected one of ('drawn', 'cifar10')"),
+    ("train --data imagenet", 2, "Expected one of ('drawn', 'cifar10', 'own')"),
     ("train --colour red", 2, "Unrecognized options: --colour"),
     ("fly", 2, "Available subcommands: train, resume, evaluate, explain"),
     ("resume", 2, "--run"),
@@ -435,9 +437,11 @@ def test_an_error_gets_one_clear_message(
 
 
 def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, small_run, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli(["train", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
-    assert "torch finds no GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(f"torch.{'backends.' * (kind == 'mps')}{kind}.is_available", bool)
+        assert cli(["train", "--device", kind, "--out", str(tmp_path / "run")]) == 2
+        message = f"device is {kind}, but torch finds no such GPU here: use auto or cpu"
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
     # A run from a machine with a GPU is evaluated here all the same.
     folder = shutil.copytree(small_run.folder, tmp_path / "from a GPU")
     text = (folder / "config.json").read_text().replace('"device": "cpu"', '"device": "cuda"')
@@ -479,7 +483,7 @@ def test_explain_uses_the_shipped_network_and_takes_several_pictures(tmp_path, m
     assert cli(["explain", "a.png", "b.jpg", "--layers", "layer4", "--width", "64"]) == 0
     assert Path("gradcam.png").read_bytes() != before, "another network draws other maps"
     assert cli(["explain", "a.png", "--width", "64", "--run", "x"]) == 2
-    assert "width is 64, but the run in x has its own: name one" in capsys.readouterr().err
+    assert "give only one of them" in capsys.readouterr().err
 
 
 def test_what_one_types_first_in_a_notebook_works(small_run, tmp_path, monkeypatch, no_figures):
@@ -489,9 +493,9 @@ def test_what_one_types_first_in_a_notebook_works(small_run, tmp_path, monkeypat
     assert evaluate("runs/001").accuracy == small_run.test.accuracy
     Image.new("RGB", (50, 60), (90, 120, 200)).save("photo.jpg")
     for pictures in ("photo.jpg", ["photo.jpg"], Path("photo.jpg"), ("photo.jpg",)):
-        assert explain(pictures, run_folder="runs/001", out="maps.png") == Path("maps.png")
+        assert explain(pictures, run_folder="runs/001", out="maps.png") == [Path("maps.png")]
         Path("maps.png").unlink()
-    assert explain("photo.jpg", layers=("layer4",)) == Path("gradcam.png")
+    assert explain("photo.jpg", layers=("layer4",)) == [Path("gradcam.png")]
     numbers = {"learning_rate": np.float64(0.003), "width": np.int64(4), "epochs": np.int64(2)}
     result = run(small(**numbers, out="runs/x"))
     assert result.folder == Path("runs/x") and sha256(result.folder) == sha256(small_run.folder)
@@ -581,7 +585,7 @@ def test_a_full_disk_leaves_no_piece_behind(tmp_path, monkeypatch):
 def test_runs_that_cannot_be_a_folder(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").touch() if kind == "file" else Path("runs").symlink_to("nowhere")
-    with pytest.raises(OSError, match="the output folder runs is a file"):
+    with pytest.raises(OSError, match=r"cannot write to the output folder runs \(File exists\)"):
         module.new_run_folder(None)
 
 

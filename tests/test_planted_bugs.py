@@ -80,8 +80,8 @@ GRADCAM = {
     ),
     "targets swapped": ("(scores[:, k].sum()", "(scores[:, -1 - k].sum()", "k_targets_are_k_calls"),
     "probability in place of the logit": (
-        "scores = outputs if",
-        "scores = outputs.softmax(1) if",
+        "return outputs.gather(1, targets",
+        "return outputs.softmax(1).gather(1, targets",
         "at_the_last_layer",
     ),
     "scaled twice": ("0.0, maps / maximum)", "0.0, maps / maximum / maximum)", "maps_are_bilinear"),

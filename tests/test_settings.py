@@ -54,12 +54,21 @@ def test_a_value_becomes_what_the_setting_is(change, expected):
         ({"seed": None}, "seed\n.*valid integer"),
         ({"flip": "perhaps"}, "flip\n.*valid boolean"),
         ({"image_sizes": (16.5,)}, r"image_sizes.0\n.*fractional part"),
-        ({"image_sizes": ()}, "image-sizes is empty, expected one size or more"),
+        ({"image_sizes": (64,)}, "image-sizes has 64, expected at most 32, the size of the images"),
+        ({"image_size": 64}, "image-size is 64, expected 32 with drawn data"),
+        ({"image_size": 7, "data": "own"}, "image_size\n.*greater than or equal to 8"),
+        ({"data": "own", "image_size": 16, "cutout_size": 24}, "expected 0, for none, or 2 to 16"),
+        (
+            {"data_folder": "x", "data": "cifar10"},
+            "data is cifar10, expected own with a data-folder",
+        ),
+        ({"freeze": True}, "freeze needs start shipped"),
+        ({"data": "own", "start": "shipped", "width": 8}, "width is 8, expected 16 or 64"),
         ({"image_sizes": 16}, "image_sizes\n.*valid tuple"),
         ({"learning_rate": float("nan")}, "learning_rate\n"),
         ({"learning_rate": "fast"}, "learning_rate\n.*valid number"),
         ({"optimizer": "adam"}, "optimizer\n.*'sgd', 'adamw' or 'muon'"),
-        ({"preset": "original"}, "preset\n.*'published' or 'modern'"),
+        ({"preset": "original"}, "preset\n.*'modern' or 'own'"),
         ({"colour": "red"}, "colour\n.*not permitted"),
         ({"cutout_size": 1}, "cutout-size is 1, expected 0, for none, or 2 to 32"),
         ({"pipeline": "batched", "workers": 2}, "workers is 2, expected 0 with the batched"),
@@ -91,7 +100,7 @@ def test_a_preset_is_what_it_changes(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_line_gives_the_settings_back(preset):
     changes = {
-        "width": 32,
+        "width": 64,
         "download": False,
         "padding": 2,
         "image_sizes": (16, 24),
@@ -108,9 +117,26 @@ def test_what_the_other_commands_ask_for():
     assert parse(["evaluate", "--run", "a b", "--data-root", "/x"]) == Evaluate(
         Path("a b"), Path("/x")
     )
+    own = parse(["resume", "--run", "runs/001", "--data-folder", "mine"])
+    assert own == Resume(Path("runs/001"), None, Path("mine"))
     words = ["explain", "a.png", "b.jpg", "--layers", "layer1", "layer4", "--target", "cat"]
     expected = Explain((Path("a.png"), Path("b.jpg")), None, ("layer1", "layer4"), "cat")
     assert parse(words) == expected
+    words = ["explain", "*.png", "--model", "resnet50", "--save", "maps"]
+    expected = Explain((Path("*.png"),), model="resnet50", save=Path("maps"))
+    assert parse(words) == expected
+
+
+def test_a_folder_of_pictures_brings_its_own_preset():
+    """As the only word of the command line, and in Python; another preset may be named."""
+    for config in (Config(data_folder="mine"), parse(["train", "--data-folder", "mine"])):
+        assert (config.preset, config.data, config.start) == ("own", "own", "shipped")
+        assert config.data_folder == Path("mine") and config.validation_size == 0
+    words = ["train", "--data-folder=mine", "--preset", "laptop", "--validation-size", "9"]
+    config = parse(words)
+    assert (config.preset, config.data, config.optimizer) == ("laptop", "own", "muon")
+    assert (config.validation_size, config.epochs) == (9, 14)
+    assert "mine" not in command_line(config), "no record tells the folders of a computer"
 
 
 OLD_RUNS = sorted(

@@ -2,11 +2,14 @@
 
 import json
 import re
+import warnings
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from cifar_cam_lib.data import as_batch
 from cifar_cam_lib.drawn import (
@@ -17,7 +20,7 @@ from cifar_cam_lib.drawn import (
     draw_pictures,
     random_stream,
 )
-from cifar_cam_lib.gradcam import gradcam
+from cifar_cam_lib.gradcam import gradcam, log_probability
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.training import load_shipped_model
 from cifar_cam_lib.trust import (
@@ -150,6 +153,129 @@ def test_randomise_resets_norms_too():
         randomise(model, ("tail",), seed=0)
 
 
+class Symmetric(nn.Module):
+    """A parametrisation that can't be turned round."""
+
+    def forward(self, weight):
+        return weight.triu() + weight.triu(1).mT
+
+
+def symmetric(linear):
+    parametrize.register_parametrization(linear, "weight", Symmetric())
+    return linear
+
+
+def marked(module):
+    """The module with no parameter as its construction leaves it."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.linspace(0.1, 1, parameter.numel()).reshape(parameter.shape))
+    return module
+
+
+DRAWN = {
+    "attention": (lambda: nn.MultiheadAttention(8, 2), "in_proj_weight"),
+    "attention of three sizes": (
+        lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=6),
+        "k_proj_weight",
+    ),
+    "attention's additions": (lambda: nn.MultiheadAttention(8, 2, add_bias_kv=True), "bias_k"),
+    "weight norm": (lambda: parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), "weight"),
+    "spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(5, 4)), "weight"),
+    "no way back": (lambda: symmetric(nn.Linear(4, 4)), "weight"),
+    "recurrent": (lambda: nn.GRU(3, 4), "weight_hh_l0"),
+    "embedding": (lambda: nn.Embedding(3, 4), "weight"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_randomise_draws_every_kind_of_parameter_anew(name):
+    build, weight = DRAWN[name]
+    model = nn.Sequential(marked(build()), nn.Linear(2, 2)).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    changed = randomise(model, ("0",), seed=1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ours, theirs = getattr(changed[0], weight).detach(), getattr(model[0], weight).detach()
+    assert not torch.isclose(ours, theirs, rtol=1e-3).any()
+    torch.manual_seed(2)
+    fresh = getattr(build(), weight).detach()
+    assert ours.std() == pytest.approx(fresh.std().item(), rel=0.6)
+    assert torch.equal(changed[1].weight, model[1].weight)
+    again, other = (getattr(randomise(model, ("0",), seed)[0], weight) for seed in (1, 2))
+    assert torch.equal(ours, again) and not torch.equal(ours, other)
+    if name == "spectral norm":
+        assert torch.linalg.matrix_norm(ours, 2) == pytest.approx(1, abs=0.05)
+
+
+class Bare(nn.Module):
+    """A parameter of its own, and nobody who says how to draw it."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.token = nn.Parameter(value)
+
+
+def old_style(norm):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in networks of others
+        return norm(nn.Conv2d(3, 4, 3))
+
+
+STUCK = {
+    "0.token": lambda: Bare(torch.arange(3.0)),
+    "0.0.token": lambda: nn.Sequential(Bare(torch.tensor(2.0)), nn.Linear(2, 2)),
+    "0.weight_g": lambda: old_style(nn.utils.weight_norm),
+    "0.weight_orig": lambda: old_style(nn.utils.spectral_norm),
+}
+
+
+@pytest.mark.parametrize("name", STUCK)
+def test_a_parameter_that_nobody_can_draw_is_named(name):
+    model = nn.Sequential(STUCK[name](), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=f"parameter '{name}' can't be drawn anew"):
+        randomise(model, ("0",), seed=0)
+    assert not torch.equal(randomise(model, ("1",), 0)[1].weight, model[1].weight)
+
+
+def test_a_vision_transformer_is_randomised_or_refused():
+    models = pytest.importorskip("torchvision").models
+    model = models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
+    block = randomise(model, ("encoder.layers",), seed=0).encoder.layers[0]
+    for name, value in block.named_parameters():
+        before = model.encoder.layers[0].get_parameter(name)
+        assert not torch.equal(value, before) or len(value.unique()) == 1, name
+    with pytest.raises(ValueError, match="'encoder.pos_embedding' can't be drawn anew"):
+        randomise(model, ("encoder",), seed=0)
+
+
+def test_cascade_takes_functions_and_wrapped_models(trained):
+    images, labels = as_batch(draw_pictures(2, "test")[0]), [0, 1]
+    questions = [log_probability(label) for label in labels]
+    stages = list(cascade(nn.DataParallel(trained), images, questions, seed=0))
+    shuffled = randomise(trained, ("head",), 0)
+    assert torch.equal(stages[0][1]["layer3"], gradcam(trained, images, questions)["layer3"])
+    assert torch.equal(stages[1][1]["layer3"], gradcam(shuffled, images, questions)["layer3"])
+    assert not torch.equal(stages[0][1]["layer3"], gradcam(trained, images, labels)["layer3"])
+
+
+class OnApple(torch.Tensor):
+    """As on Apple's GPU, which has no float64: it must come to the CPU first."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_scores_of_maps_on_apples_gpu():
+    maps, masks = MAP.as_subclass(OnApple), LEFT.as_subclass(OnApple)
+    assert energy_in_mask(maps, masks) == 8 / 20
+    assert target_preference(maps, masks, ~masks) == 0
+    assert pointing_game(maps, ~masks) == 1
+    assert rank_correlation(maps[None], maps[None]).item() == pytest.approx(1)
+
+
 def test_cascade_starts_at_one_and_keeps_what_it_has_drawn(trained):
     images = as_batch(draw_pictures(4, "test")[0])
     stages = list(cascade(trained, images, [0, 1, 2, 3], seed=0))
@@ -278,9 +404,10 @@ def test_the_shipped_network_answers_the_question(trained, pairs):
         torch.tensor(pairs[1][:90]),
         torch.tensor(pairs[2][:90]),
     )
+    questions = [[log_probability(label) for label in row] for row in labels.tolist()]
     score = {
         name: target_preference(
-            gradcam(network, images, labels, ("layer4",), score="log_probability")["layer4"],
+            gradcam(network, images, questions, ("layer4",))["layer4"],
             masks,
             masks.flip(1),
         ).mean()
@@ -377,3 +504,9 @@ def test_a_map_with_nan_gets_no_score():
     ):
         assert score.isnan().all()
     assert energy_in_mask(empty, CORNER) == 1 / 16 and target_preference(empty, LEFT, ~LEFT) == 0.5
+
+
+def test_a_small_network_has_as_many_classes_as_its_labels():
+    pictures, labels, _ = draw_pictures(12, "train")
+    model = train_small(pictures, labels % 3, seed=0, width=2, epochs=1)
+    assert model.head.out_features == 3

@@ -27,7 +27,13 @@ from tqdm import tqdm
 
 from cifar_cam_lib.data import LabelledImages, as_batch, load_images
 from cifar_cam_lib.drawn import SIDE, draw_pairs, draw_pictures
-from cifar_cam_lib.gradcam import gradcam, gradcam_map, gradcam_plus_plus_map, hirescam_map
+from cifar_cam_lib.gradcam import (
+    gradcam,
+    gradcam_map,
+    gradcam_plus_plus_map,
+    hirescam_map,
+    log_probability,
+)
 from cifar_cam_lib.main import write_json
 from cifar_cam_lib.model import ResNet, resnet18
 from cifar_cam_lib.training import load_shipped_model
@@ -42,17 +48,38 @@ from cifar_cam_lib.trust import (
 )
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
-SCORES = ("logit", "log_probability")
+SCORES = {"logit": int, "log_probability": log_probability}  # from a class to a target
 INSIDE = {"energy_inside": energy_in_mask, "points_inside": pointing_game}  # as the file says
 SEEDS = range(5)  # of random weights
 HANS_SEEDS = range(3)  # of networks trained here
-QUESTIONS = {  # what is asked of gradcam; Grad-CAM++ is made for the logit
-    "gradcam, logit": {"method": gradcam_map, "score": "logit"},
-    "gradcam, log_probability": {"method": gradcam_map, "score": "log_probability"},
-    "hirescam, logit": {"method": hirescam_map, "score": "logit"},
-    "hirescam, log_probability": {"method": hirescam_map, "score": "log_probability"},
-    "gradcam_plus_plus, logit": {"method": gradcam_plus_plus_map, "score": "logit"},
+QUESTIONS = {  # what is asked of gradcam, and by which method; Grad-CAM++ is made for the logit
+    "gradcam, logit": ("logit", gradcam_map),
+    "gradcam, log_probability": ("log_probability", gradcam_map),
+    "hirescam, logit": ("logit", hirescam_map),
+    "hirescam, log_probability": ("log_probability", hirescam_map),
+    "gradcam_plus_plus, logit": ("logit", gradcam_plus_plus_map),
 }
+
+
+def targets_of(
+    labels: torch.Tensor,  # int64 [N] or [N, K]
+    score: str,  # a key of SCORES
+) -> list:
+    """What gradcam is to explain, for each label."""
+    if labels.ndim > 1:
+        return [targets_of(row, score) for row in labels]
+    return [SCORES[score](label) for label in labels.tolist()]
+
+
+def answer(
+    network: ResNet,  # to explain
+    images: torch.Tensor,  # float [N, 3, H, W], normalised
+    labels: torch.Tensor,  # int64 [N] or [N, K]
+    question: str,  # a key of QUESTIONS
+):
+    """The maps."""
+    score, method = QUESTIONS[question]
+    return gradcam(network, images, targets_of(labels, score), method=method)
 
 
 def summary(
@@ -104,7 +131,7 @@ def measure_pairs(
     per_pixel = masks / masks.sum(dim=(-2, -1), keepdim=True)
 
     def preferences(network, question):
-        maps = gradcam(network, images, labels, **QUESTIONS[question])
+        maps = answer(network, images, labels, question)
         empty = {layer: round(maps.empty[layer].double().mean().item(), 5) for layer in LAYERS}
         return {
             layer: [
@@ -150,8 +177,8 @@ def measure_single(
     pictures, labels, masks = draw_pictures(count, "test")
     images, labels, masks = as_batch(pictures), torch.tensor(labels), torch.tensor(masks)
     found = {name: {"maps": {}, "baselines": {}} for name in INSIDE}
-    for question, options in QUESTIONS.items():
-        maps = gradcam(load_shipped_model("drawn"), images, labels, **options)
+    for question in QUESTIONS:
+        maps = answer(load_shipped_model("drawn"), images, labels, question)
         for name, score in INSIDE.items():
             found[name]["maps"]["trained, " + question] = {
                 layer: summary(score(maps[layer], masks)) for layer in LAYERS
@@ -180,9 +207,8 @@ def measure_cascade(
     for score in SCORES:
         by_stage = {}
         for seed in SEEDS:
-            for stage, _, correlations in cascade(
-                load_shipped_model("drawn"), images, labels, seed, score
-            ):
+            model, targets = load_shipped_model("drawn"), targets_of(labels, score)
+            for stage, _, correlations in cascade(model, images, targets, seed):
                 for layer in LAYERS:
                     by_stage.setdefault(stage, {}).setdefault(layer, []).append(correlations[layer])
             bar.update()
@@ -219,7 +245,7 @@ def measure_erasing(
         for question in ("gradcam, logit", "gradcam, log_probability", "hirescam, logit"):
             maps |= {
                 f"{question}, {layer}": map_
-                for layer, map_ in gradcam(network, images, targets, **QUESTIONS[question]).items()
+                for layer, map_ in answer(network, images, targets, question).items()
             }
         found[source] = {"insertion": {}, "deletion": {}}
         for name, map_ in maps.items():
