@@ -8,7 +8,6 @@ __all__ = ['Evaluation', 'Result', 'RunStopped', 'run', 'resume', 'evaluate', 'e
 # %% ../nbs/06_main.ipynb #8b7a068b
 import contextlib
 import importlib.metadata
-import json
 import platform
 import shlex
 import sys

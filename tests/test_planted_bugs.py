@@ -50,7 +50,7 @@ PIPELINE = {
         "draw_of_its_own",
     ),
     "hidden pixels in black": (
-        "masked_fill_(~shown, HIDDEN)",
+        "masked_fill_(~shown, hidden_pixel(mean))",
         "masked_fill_(~shown, 0)",
         "hidden_colour",
     ),

@@ -76,7 +76,7 @@ def test_the_record_fits_card_and_weights(folder):
 def test_a_run_with_other_settings_than_its_preset_does_not_ship(tmp_path):
     shutil.copy(ROOT / "results" / "drawn-demo" / "metrics.json", tmp_path)
     config = json.loads((ROOT / "results" / "drawn-demo" / "config.json").read_text())
-    config["settings"] |= {"epochs": 1, "workers": 2}
+    config["settings"] |= {"epochs": 1, "workers": 2, "image_sizes": []}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match="differs from the preset demo in epochs$"):
         ship_weights.ship(tmp_path)

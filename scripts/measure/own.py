@@ -1,6 +1,6 @@
 """Measures what chapter 10 tells of: fine-tuning with few pictures, and the maps of a small ViT.
 
-    .venv/bin/python -m scripts.measure.own --out results/own.json   (an hour and a half)
+    .venv/bin/python -m scripts.measure.own --out results/own.json   (an hour or two)
     .venv/bin/python -m scripts.measure.own --out /some/file.json --quick   (tries it in minutes)
 
 All pictures are drawn ones. The network that is fine-tuned is the one of width 16 that was trained
