@@ -144,6 +144,8 @@ class LabelledImages:
             size = f"{height}x{width} pixels, height by width"
             raise ValueError(f"the images have {size}, expected squares of 8x8 or more: crop them")
         count = int(labels.max(initial=-1)) + 1
+        if count > 100_000 and not self.class_names:
+            raise ValueError(f"labels go up to {count - 1}: number the classes from 0")
         names = tuple(self.class_names) or tuple(f"class {label}" for label in range(count))
         if isinstance(self.class_names, str) or not count <= len(names) == len(set(names)):
             wanted = f"a name of its own for each class, at least {count}, as the labels have it"
@@ -269,7 +271,8 @@ def image_grid(
     for number, (image, title) in enumerate(zip(images, titles)):
         left, top = 1.05 * (number % columns), row_height * (number // columns)
         axis.imshow(image, extent=tile_extent(image, left, top))
-        axis.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=8)
+        words = {"ha": "center", "va": "bottom", "fontsize": 8, "parse_math": False}
+        axis.text(left + 0.5, top - 0.04, title, **words)
     bottom = row_height * (rows - 1) + 1.05
     axis.set(xlim=(-0.05, 1.05 * columns), ylim=(bottom, -title_height), aspect="equal")
     axis.axis("off")
@@ -554,6 +557,7 @@ def open_picture(
     """
     try:
         with Image.open(path) as picture:
+            picture.load()  # a TIFF is turned here, by Pillow, and forgets its note
             turn = None
             with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
                 # A broken note must not cost us the picture

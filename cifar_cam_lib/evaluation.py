@@ -50,8 +50,9 @@ def plot_confusion_matrix(
             fontsize=7,
             color="white" if share[row, column] > 0.4 else "black",
         )
-    axis.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-    axis.set_yticks(range(len(class_names)), class_names)
+    places, plain = range(len(class_names)), {"parse_math": False}
+    axis.set_xticks(places, class_names, rotation=45, ha="right", **plain)
+    axis.set_yticks(places, class_names, **plain)
     axis.set(xlabel="predicted class", ylabel="true class")
     return figure
 

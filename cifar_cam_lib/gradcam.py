@@ -452,9 +452,11 @@ def kept_activations(
         if arranged.ndim != 4 or len(arranged) != images[0]:
             given = f"{list(arranged.shape)} of {list(output.shape)}"
             raise ValueError(f"the layout of layer {layer!r} must give [N, C, h, w], not {given}")
-        if layout is from_tokens and not has_ratio_of(arranged.shape[2:], images[2:]):
-            advice = "give partial(from_tokens, grid=(h, w)) as layout"
-            raise ValueError(f"the patches of layer {layer!r} aren't a square grid: {advice}")
+        ours = getattr(layout, "func", layout) in (from_channels_last, from_tokens)
+        if ours and not has_ratio_of(arranged.shape[2:], images[2:]):
+            given = f"makes {list(arranged.shape)} of {list(output.shape)}"
+            advice = "leave it out, or give partial(from_tokens, grid=(h, w))"
+            raise ValueError(f"the layout doesn't suit layer {layer!r}, it {given}: {advice}")
     return dict(kept)
 
 # %% ../nbs/05_gradcam.ipynb #5e3d02f0
@@ -647,9 +649,10 @@ def tile_canvas(
     The names of the layers are at its left, colour bars at its right.
     """
     width, height = images * (columns * STEP + 0.3), 1.95 + ROW * len(resolution)
-    inches = width + 0.75 + 0.95 * len(bars)
+    margin = max(0.7, 0.08 * max(map(len, resolution)))  # for the names of the layers
+    inches = width + margin + 0.05 + 0.95 * len(bars)
     figure = plt.figure(figsize=(1.1 * inches, 1.1 * height))
-    axis = figure.add_axes((0.7 / inches, 0, width / inches, 1))
+    axis = figure.add_axes((margin / inches, 0, width / inches, 1))
     for row, (layer, (high, wide)) in enumerate(resolution.items()):
         name = f"{layer}\n{high}×{wide}"
         axis.text(-0.1, 2 + ROW * row, name, ha="right", va="center", fontsize=9)
@@ -672,7 +675,7 @@ def draw_column(
     signed: bool = False,  # differences of two maps
 ):
     """Draw the maps of one image and one class, a tile for each layer."""
-    axis.text(left + 0.5, 1.34, name, ha="center", va="bottom", fontsize=8)
+    axis.text(left + 0.5, 1.34, name, ha="center", va="bottom", fontsize=8, parse_math=False)
     for row, (map_, note) in enumerate(zip(maps, notes)):
         draw_map(axis, image, map_, left, 1.4 + ROW * row, signed)
         axis.text(left + 0.5, 2.42 + ROW * row, note, ha="center", va="top", fontsize=6)
@@ -721,7 +724,7 @@ def show_gradcam(
     figure, axis = tile_canvas(len(images), len(names[0]) + difference, maps.resolution, bars)
     for n, image in enumerate(images):
         left = n * ((len(names[n]) + difference) * STEP + 0.3)
-        axis.text(left, -0.08, headers[n], va="bottom", fontsize=9)
+        axis.text(left, -0.08, headers[n], va="bottom", fontsize=9, parse_math=False)
         axis.imshow(image, extent=place_in_tile(image, left, 0))
         columns = columns_of(maps.subset([n]), names[n], shared_scale, difference)
         for k, (name, tiles, notes, signed) in enumerate(columns):
@@ -761,6 +764,7 @@ def contrast(
     Weighted by their softmax probabilities, as FinerCAM does it (Zhang et al. 2025, section 3).
     """
     chosen = [others] if isinstance(others, (int, np.integer)) else others
+    chosen = chosen if chosen is None else [int(other) for other in chosen]
     if chosen is not None and (not len(chosen) or target in chosen):
         raise ValueError(f"contrast needs other classes than {target}, not {others!r}")
 

@@ -107,6 +107,8 @@ def explain_files(
     with torch.no_grad():
         probabilities = classifier.model(batch).softmax(1).cpu()
     asked = [] if target is None else [classifier.class_names.index(target)]
+    if not torch.isfinite(probabilities).all():
+        raise ValueError("the network's answer is not a number: its weights are damaged")
     classes = [[label, *asked] for label in probabilities.argmax(1).tolist()]
     maps = gradcam(classifier.model, batch, classes, classifier.layers, layout=classifier.layout)
     images = denormalise(batch, classifier.mean, classifier.std)
@@ -123,7 +125,6 @@ def show_explained(
         [f"{classifier.class_names[label]} {row[label]:.0%}" for label in labels]
         for row, labels in zip(explained.probabilities, explained.classes, strict=True)
     ]
-    headers = [header.replace("$", r"\$") for header in headers]  # $ would begin a formula
     return show_gradcam(explained.images, headers, names, explained.maps)
 
 # %% ../nbs/10_your_own.ipynb #d3a5828d
@@ -139,7 +140,7 @@ def files_below(
 ) -> list[Path]:
     """All files in the folder and its sub-folders by name, without hidden ones."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
-    return sorted(files, key=Path.as_posix)
+    return sorted(files, key=lambda path: printable(path.as_posix()))
 
 # %% ../nbs/10_your_own.ipynb #102286a1
 def read_classes(
@@ -153,12 +154,14 @@ def read_classes(
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {printable(str(folder))}")
-    classes = [path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._"]
+    classes = [
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))
+    ]
     if len(classes) < 2:
         wanted = "a sub-folder for the pictures of each class, at least two"
         place = printable(str(folder))
         raise ValueError(f"{place} has {len(classes)} sub-folders, expected {wanted}")
-    classes = sorted(classes, key=Path.as_posix)
+    classes = sorted(classes, key=lambda path: printable(path.name))
     files = [(label, path) for label, place in enumerate(classes) for path in files_below(place)]
     images, labels = [], []
     for label, path in progress(files, "reading"):
@@ -172,6 +175,24 @@ def read_classes(
         if label not in labels:
             raise ValueError(f"class {name!r} in {printable(str(folder))} has no picture")
     return LabelledImages(np.stack(images), labels, names)
+
+# %% ../nbs/10_your_own.ipynb #573c43a6
+def find_splits(
+    folder: Path,  # of pictures
+) -> list[Path]:
+    """The folders of training and test images, if these are what it holds; else none.
+
+    One that isn't used is named on stderr.
+    """
+    names = {path.name.casefold(): path for path in folder.glob("*") if path.is_dir()}
+    training = [names[name] for name in ("train", "training") if name in names]
+    others = ("test", "testing", "val", "valid", "validation")
+    held_back = [names[name] for name in others if name in names]
+    if not training or not held_back:
+        return []
+    for path in held_back[1:]:
+        print(f"not used: {printable(str(path))}", file=sys.stderr)
+    return [training[0], held_back[0]]
 
 # %% ../nbs/10_your_own.ipynb #6ca3db92
 def load_folder(
@@ -187,12 +208,13 @@ def load_folder(
     if folder is None:
         raise ValueError("there is no folder of pictures to train on: name it with --data-folder")
     folder = Path(folder)
-    tests = [name for name in ("test", "val", "valid") if (folder / name).is_dir()]
-    if tests and (folder / "train").is_dir():
-        train, test = (read_classes(folder / name, side) for name in ("train", tests[0]))
+    parts = find_splits(folder)
+    if parts:
+        train, test = (read_classes(part, side) for part in parts)
         if train.class_names != test.class_names:
             theirs, ours = ", ".join(test.class_names), ", ".join(train.class_names)
-            raise ValueError(f"{tests[0]} has the classes {theirs}, expected {ours}, as in train")
+            where = parts[1].name
+            raise ValueError(f"{where} has the classes {theirs}, expected {ours}, as in train")
     else:
         images = read_classes(folder, side)
         for name, count in zip(images.class_names, np.bincount(images.labels), strict=True):
@@ -567,6 +589,8 @@ def choose_classifier(
     if model:
         return torchvision_classifier(model, layers)
     images = recorded_images(Path(run_folder)) if run_folder else CIFAR10_IMAGES
+    if run_folder and (Path(run_folder) / "checkpoint.pt").exists():
+        raise OSError(f"{run_folder} is not finished: continue with cifar-cam resume --run")
     if run_folder:
         network = load_classifier(Path(run_folder) / "model.safetensors", images["class_names"])
     else:

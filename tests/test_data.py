@@ -356,14 +356,19 @@ def test_broken_notes_do_not_cost_the_picture(tmp_path):
     assert open_picture(tmp_path / "turned.png").size == (40, 60)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_each_orientation_is_that_of_pillow(orientation, tmp_path):
+def test_each_orientation_is_that_of_pillow(orientation, ending, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     note = Image.Exif()
     note[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=note)
-    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "a.png")), np.asarray(expected))
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(pixels).save(path, exif=note)
+    with Image.open(path) as picture:
+        picture.load()
+        expected = ImageOps.exif_transpose(picture)
+    assert expected.size == ((60, 40) if orientation < 5 else (40, 60))
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(expected))
 
 
 @pytest.mark.parametrize(

@@ -1096,7 +1096,7 @@ def test_a_grid_of_tokens_that_is_no_square_is_told():
             return self.head(self.row(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
 
     wide, images = Tokens(), torch.randn(1, 3, 16, 64)
-    with pytest.raises(ValueError, match="patches of layer 'row' aren't a square grid"):
+    with pytest.raises(ValueError, match="the layout doesn't suit layer 'row'"):
         gradcam(wide, images, layers=("row",), layout=from_tokens)
     maps = gradcam(wide, images, [1], ("row",), layout=partial(from_tokens, grid=(2, 8)))
     same(maps.raw["row"], gradcam(wide, images, [1], ("patches",)).raw["patches"])
@@ -1424,3 +1424,23 @@ def test_mistakes_are_explained_by_the_names_and_colours_of_their_data_set():
     assert f"for {names[mistakes[0].true]}" in texts and "class" not in texts
     drawn = next(image for image in figure.axes[0].images if image.get_array().shape[-1] == 3)
     assert np.allclose(drawn.get_array(), pictures[mistakes[0].index] / 255, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", [from_channels_last, partial(from_tokens, grid=(8, 2))])
+def test_a_layout_that_does_not_suit_the_layer_is_refused(layout):
+    """A wrong map is worse than none, also if the layout was given by hand."""
+    body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+    if layout is not from_channels_last:
+        body = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Flatten(2), Swapped())
+    model = nn.Sequential(body, nn.Flatten(), nn.LazyLinear(3))
+    images = torch.randn(2, 3, 16, 16)
+    model(images)
+    with pytest.raises(ValueError, match="the layout doesn't suit layer '0'"):
+        gradcam(model, images, [0, 1], ("0",), layout=layout)
+
+
+class Swapped(nn.Module):
+    """[N, C, L] to tokens [N, L, C]."""
+
+    def forward(self, features):
+        return features.transpose(1, 2)

@@ -1,7 +1,9 @@
 """Pictures and networks from elsewhere: a newcomer's folder goes all the way."""
 
+import copy
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,9 @@ from cifar_cam_lib.own import (
     torchvision_classifier,
 )
 from cifar_cam_lib.settings import Config
-from cifar_cam_lib.training import load_shipped_model
+from cifar_cam_lib.training import load_shipped_model, save_weights
 
-CLASSES = ("Bäume", "cars and trucks", "zebra$1")
+CLASSES = ("Bäume", "cars and trucks", "zebra $^$")
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +233,12 @@ def save_pictures(folder, count=4):
         Image.new("RGB", (40, 30), (50 * number, 90, 10)).save(folder / f"{number}.png")
 
 
-@pytest.mark.parametrize("name", ["test", "val", "valid"])
-def test_a_folder_may_be_split_already(name, tmp_path):
-    for split, count in (("train", 4), (name, 2)):
+@pytest.mark.parametrize(
+    "train_name, name",
+    [("train", "test"), ("train", "val"), ("Train", "Valid"), ("training", "validation")],
+)
+def test_a_folder_may_be_split_already(train_name, name, tmp_path):
+    for split, count in ((train_name, 4), (name, 2)):
         for label in ("a", "b"):
             save_pictures(tmp_path / split / label, count)
     train, test = load_folder(tmp_path)
@@ -271,6 +276,40 @@ def test_a_folder_that_cannot_be_used_is_refused(make, error, message, tmp_path)
     make(root)
     with pytest.raises(error, match=message):
         load_folder(root)
+
+
+def test_a_split_that_is_not_used_is_named(tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        for label in ("a", "b"):
+            save_pictures(tmp_path / split / label)
+    assert len(load_folder(tmp_path)[1]) == 8
+    assert f"not used: {tmp_path / 'val'}" in capsys.readouterr().err
+
+
+def test_classes_are_in_one_order_whichever_way_umlauts_are_written(tmp_path):
+    for form in ("NFC", "NFD"):
+        for name in ("Äpfel", "Bäume", "_other"):
+            save_pictures(tmp_path / form / unicodedata.normalize(form, name))
+    composed, decomposed = (load_folder(tmp_path / form)[0] for form in ("NFC", "NFD"))
+    assert composed.class_names == decomposed.class_names
+    assert set(composed.class_names) == {"Äpfel", "Bäume", "_other"}
+
+
+def test_an_unfinished_run_explains_nothing(own_run, pictures, tmp_path, capsys):
+    folder = shutil.copytree(own_run.folder, tmp_path / "run")
+    (folder / "checkpoint.pt").write_bytes(b"")
+    assert cli(["explain", str(pictures), "--run", str(folder)]) == 3
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_not_a_number_is_no_answer(own_run, pictures, tmp_path, capsys):
+    folder = shutil.copytree(own_run.folder, tmp_path / "run")
+    broken = copy.deepcopy(own_run.model)
+    broken.head.weight.data[0, 0] = torch.nan
+    save_weights(broken, folder / "model.safetensors")
+    words = ["--run", str(folder), "--out", str(tmp_path / "a.png")]
+    assert cli(["explain", str(pictures), *words]) == 2
+    assert "not a number" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
 
 
 def test_each_class_is_tested_however_unequal_they_are(tmp_path):
