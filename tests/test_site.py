@@ -152,7 +152,7 @@ def test_directives_are_not_shown_and_solutions_are_folded(pages):
         text = path.read_text(encoding="utf-8")
         assert path.stem not in notebooks or path.stem == "index" or "#| " not in text, path.name
         assert ('<details class="solution">' in text) == bool(
-            re.match(r"\d|appendix", path.name)
+            re.match(r"\d\d|appendix", path.name)
         ), path.name
 
 
