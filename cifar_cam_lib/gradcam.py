@@ -10,6 +10,7 @@ __all__ = ['gradcam_map', 'scale_maps', 'capture_activations', 'log_probability'
 # %% ../nbs/05_gradcam.ipynb #b11cdb79
 import contextlib
 import copy
+import dataclasses
 import difflib
 import math
 import sys
@@ -216,7 +217,10 @@ def one_output(
     n: int,  # number of the image
     count: int,  # number of images N
 ):
-    """The same for image n alone; None for a tensor that hasn't a row for each image."""
+    """The same for image n alone; None for a tensor that hasn't a row for each image.
+
+    Raises ValueError for an object that holds tensors and isn't a dataclass.
+    """
     if isinstance(outputs, torch.Tensor) and outputs.ndim:
         return outputs[n] if len(outputs) == count else None
     if isinstance(outputs, dict):
@@ -227,6 +231,13 @@ def one_output(
     if isinstance(outputs, (tuple, list)):
         parts = [one_output(value, n, count) for value in outputs]
         return type(outputs)(*parts) if hasattr(outputs, "_fields") else type(outputs)(parts)
+    if dataclasses.is_dataclass(outputs):
+        parts = {part.name: getattr(outputs, part.name) for part in dataclasses.fields(outputs)}
+        return dataclasses.replace(outputs, **one_output(parts, n, count))
+    inside = getattr(outputs, "__dict__", {}).values()
+    if not isinstance(outputs, torch.Tensor) and any(isinstance(v, torch.Tensor) for v in inside):
+        advice = "let it return a tensor, tuple, dictionary or dataclass"
+        raise ValueError(f"the model returns a {type(outputs).__name__}: {advice}")
     return outputs  # a single number, or no tensor at all
 
 # %% ../nbs/05_gradcam.ipynb #724e27d8

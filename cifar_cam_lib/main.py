@@ -123,14 +123,14 @@ def describe_run(config: Config, images: dict[str, LabelledImages]) -> dict:
 # %% ../nbs/06_main.ipynb #ebc16d04
 def load_splits(config: Config) -> dict[str, LabelledImages]:
     """Images by split. Raises OSError for missing or damaged data, ValueError for a wrong size."""
-    try:
-        if config.data == "own":
-            train_images, test_images = load_folder(config.data_folder, config.image_size)
-        else:
+    if config.data == "own":
+        train_images, test_images = load_folder(config.data_folder, config.image_size)
+    else:
+        try:
             train_images, test_images = load_images(config.data, config.data_root, config.download)
-    except FileNotFoundError as error:
-        advice = ": name its folder with --data-root, or use --data drawn"
-        raise FileNotFoundError(f"{error}{advice * (config.data != 'own')}") from error
+        except FileNotFoundError as error:
+            advice = "name its folder with --data-root, or use --data drawn"
+            raise FileNotFoundError(f"{error}: {advice}") from error
     if config.train_size > len(train_images):
         raise ValueError(f"train-size is {config.train_size}, expected at most {len(train_images)}")
     used = train_images.subset(slice(config.train_size or None))
@@ -339,9 +339,7 @@ def run(
 def resume(
     run_folder: str | Path,  # folder of the interrupted run
     data_root: str | Path | None = Resume.data_root,  # folder that contains cifar-10-batches-py
-    data_folder: str
-    | Path
-    | None = Resume.data_folder,  # of your own pictures, if it has seen them
+    data_folder: str | Path | None = Resume.data_folder,  # of your own pictures, if it knows them
 ) -> Result:
     """Continue an interrupted run after its last whole epoch. Raises as `run` does."""
     folder = Path(run_folder)
@@ -355,9 +353,7 @@ def resume(
 def evaluate(
     run_folder: str | Path,  # folder of a finished run
     data_root: str | Path | None = Evaluate.data_root,  # folder that contains cifar-10-batches-py
-    data_folder: str
-    | Path
-    | None = Evaluate.data_folder,  # of your own pictures, if it has seen them
+    data_folder: str | Path | None = Evaluate.data_folder,  # of your own pictures, if it knows them
 ) -> Evaluation:
     """Repeat test numbers and figures of a finished run; the numbers go to evaluation.json.
 
@@ -367,13 +363,9 @@ def evaluate(
     folder = Path(run_folder)
     changes = {"data_root": data_root, "data_folder": data_folder, "device": "cpu"}
     config, recorded = read_config(folder, **changes), recorded_images(folder)
-    if (folder / "checkpoint.pt").exists():
-        command = f"cifar-cam resume --run {shlex.quote(str(folder))}"
-        raise OSError(f"{folder} is not finished: continue with {command}")
-    weights = folder / "model.safetensors"
-    model = channels_last(load_classifier(weights, recorded["class_names"]))
+    model = channels_last(load_classifier(folder, recorded["class_names"]))
     if (width := model.stem[0].out_channels) != config.width:
-        raise OSError(f"{weights} has width {width}, expected {config.width}, as in config.json")
+        raise OSError(f"{folder} has width {width}, expected {config.width}, as in config.json")
     images = load_splits(config)
     check_recorded(recorded, images, ("test",))
     loaders = make_loaders(config, images)

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import unicodedata
@@ -274,6 +275,21 @@ CIFAR10_IMAGES = {  # what our own networks need to know of an image
 }
 
 
+def check_told(
+    images: dict,  # from a run's config.json, which anybody may have edited
+):
+    """Raise KeyError or ValueError for names, a size or a scale that no run has."""
+    names = [name for name in images["class_names"] if isinstance(name, str)]
+    if not isinstance(images["class_names"], list) or len(set(names)) < len(images["class_names"]):
+        raise ValueError("its class names aren't different texts")
+    if images["image_size"] not in range(8, 513) or not isinstance(images["sha256"], dict):
+        raise ValueError("its image size or its checksums are none")
+    scale = np.array([images["mean"], images["std"]], dtype=float)
+    possible = ((scale >= 0) & (scale <= 1)).all() and scale[1:].all()
+    if scale.shape != (2, 3) or not possible:
+        raise ValueError("its mean and std aren't three numbers each, from 0 to 1")
+
+
 def recorded_images(
     folder: Path,  # of a run
 ) -> dict:
@@ -282,16 +298,13 @@ def recorded_images(
     Raises OSError if the file is missing or damaged.
     """
     path = folder / "config.json"
-    told = CIFAR10_IMAGES | {"sha256": {}}
     try:
-        images = json.loads(path.read_text()).get("images", {})
-        if not isinstance(images, dict):
-            raise ValueError("its images are no table")
-        told |= images
-        if not all(isinstance(name, str) for name in told["class_names"]):
-            raise ValueError("a class name is no text")
-        return told | {name: tuple(told[name]) for name in ("class_names", "mean", "std")}
-    except (AttributeError, TypeError, ValueError) as error:
+        images = json.loads(path.read_text()).get("images")
+        if images is None:
+            return CIFAR10_IMAGES | {"sha256": {}}
+        check_told(images)
+        return images | {name: tuple(images[name]) for name in ("class_names", "mean", "std")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise OSError(f"{path} is damaged ({error})") from error
     except OSError as error:
         raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
@@ -313,13 +326,24 @@ def check_recorded(
         if recorded["sha256"].get(split, ours["sha256"][split]) != ours["sha256"][split]:
             reason = "files were added, changed or left out since"
             raise ValueError(f"the {split} images are not those of the run: {reason}")
+    for name in ("image_size", "mean", "std"):
+        told, found = recorded[name], ours[name]
+        if not np.allclose(told, found):
+            raise ValueError(f"the run's record says {name} {told}, but its settings give {found}")
 
 # %% ../nbs/10_your_own.ipynb #60aa056e
 def load_classifier(
-    weights: Path,  # a file from `save_weights`
+    folder: Path,  # of a finished run
     class_names: tuple[str, ...],  # what its logits should stand for
 ) -> ResNet:
-    """A network for these classes, on the CPU. Raises OSError if the file doesn't hold one."""
+    """The network of a run, on the CPU.
+
+    Raises OSError if the run isn't finished, or its weights aren't those of such a network.
+    """
+    if (folder / "checkpoint.pt").exists():
+        command = f"cifar-cam resume --run {shlex.quote(str(folder))}"
+        raise OSError(f"{folder} is not finished: continue with {command}")
+    weights = folder / "model.safetensors"
     model = load_model(weights)
     if (classes := model.head.out_features) != len(class_names):
         raise OSError(f"{weights} has {classes} classes, expected {len(class_names)}")
@@ -534,7 +558,12 @@ def torchvision_classifier(
         raise ValueError(f"torchvision has no classifier {name!r}: did you mean {near}?")
     weights = models.get_model_weights(name).DEFAULT
     model = load_safely(name, weights)
-    suggested, layout = suggest_layers(model)
+    try:
+        suggested, layout = suggest_layers(model)
+    except ValueError:  # a family that we don't know: layers given by name need no table
+        if not layers:
+            raise
+        suggested, layout = layers, None
     transforms = weights.transforms()
 
     def prepare(path: Path) -> torch.Tensor:
@@ -589,10 +618,8 @@ def choose_classifier(
     if model:
         return torchvision_classifier(model, layers)
     images = recorded_images(Path(run_folder)) if run_folder else CIFAR10_IMAGES
-    if run_folder and (Path(run_folder) / "checkpoint.pt").exists():
-        raise OSError(f"{run_folder} is not finished: continue with cifar-cam resume --run")
     if run_folder:
-        network = load_classifier(Path(run_folder) / "model.safetensors", images["class_names"])
+        network = load_classifier(Path(run_folder), images["class_names"])
     else:
         network = load_shipped_model("cifar10", width)
     classifier = our_classifier(network, images)

@@ -69,8 +69,9 @@ PRESETS = {  # what each changes of the defaults in `Config`
         "validation_size": 0,
         "pipeline": "batched",
         "start": "shipped",
-        "epochs": 20,
-        "learning_rate": 0.002,
+        "epochs": 30,
+        "learning_rate": 0.001,
+        "weight_decay": 0.05,
     },
 }
 
@@ -164,8 +165,8 @@ class Config(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     @model_validator(mode="before")
     @classmethod
     def fill_in_preset(cls, settings: dict) -> dict:
-        """What isn't given comes from the preset, and a folder brings its own preset and data."""
-        own = {"data": "own"} if settings.get("data_folder") else {}
+        """What isn't given comes from the preset; a folder brings its own, and is often small."""
+        own = {"data": "own", "validation_size": 0} if settings.get("data_folder") else {}
         named = {"preset": "own" if own else "demo"} | settings
         return PRESETS.get(str(named["preset"]), {}) | own | named
 
@@ -261,14 +262,19 @@ def read_config(
     folder: Path,  # a run's folder
     **changes,  # settings that the file doesn't tell, or that are to be others
 ) -> Config:
-    """Settings of a run from its config.json. Raises OSError if the file is missing or damaged."""
+    """Settings of a run from its config.json.
+
+    Raises OSError if the file is missing or damaged, ValueError if the changes don't fit it.
+    """
     path = folder / "config.json"
     try:
-        return read_settings(json.loads(path.read_text())["settings"], **changes)
+        settings = json.loads(path.read_text())["settings"]
+        read_settings(settings)
     except (KeyError, TypeError, ValueError) as error:  # ValueError: also from json and utf-8
         raise OSError(f"{path} is damaged ({error})") from error
     except OSError as error:
         raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
+    return read_settings(settings, **changes)
 
 # %% ../nbs/appendix_settings.ipynb #e3595e93
 @dataclass(frozen=True)

@@ -31,10 +31,8 @@ def target_preference(
 
     1 if more, 0 if less, 0.5 if as much, as in an empty map; NaN for a map with NaN.
     """
-    asked, other = (
-        masks_asked.cpu().double(),
-        masks_other.cpu().double(),
-    )  # Apple's GPU has no double
+    # Apple's GPU has no double precision
+    asked, other = masks_asked.cpu().double(), masks_other.cpu().double()
     difference = (maps.cpu() * (asked - other)).sum(dim=(-2, -1))
     return torch.where(difference.isnan(), difference, (difference.sign() + 1) / 2)
 

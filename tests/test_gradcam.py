@@ -1444,3 +1444,38 @@ class Swapped(nn.Module):
 
     def forward(self, features):
         return features.transpose(1, 2)
+
+
+@dataclasses.dataclass
+class Answer:
+    """What networks of some libraries return."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+class Plain:
+    """An object that nobody can take apart."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Answering(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.body, self.head, self.kind = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), kind
+
+    def forward(self, images):
+        return self.kind(self.head(self.body(images).relu().mean((2, 3))))
+
+
+def test_a_target_sees_one_image_of_a_dataclass_and_of_no_other_object():
+    torch.manual_seed(0)
+    model, images = Answering(Answer), torch.randn(3, 3, 16, 16)
+    maps = gradcam(model, images, lambda one: one.logits.max(), ("body",))
+    model.kind = lambda logits: logits
+    assert torch.equal(maps["body"], gradcam(model, images, None, ("body",))["body"])
+    model.kind = Plain
+    with pytest.raises(ValueError, match="returns a Plain: let it return a tensor, tuple"):
+        gradcam(model, images, lambda one: one.logits.max(), ("body",))

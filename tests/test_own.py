@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small
 from PIL import Image
 from torch import nn
 
@@ -85,7 +84,7 @@ def test_a_folder_becomes_images_with_names(pictures, capsys):
     assert said.count("left out") == 1 and "broken.png is not a picture" in said
     assert train.class_names == test.class_names == CLASSES and train.source == "own"
     assert len(train) + len(test) == 18 and train.images.shape[1:] == (48, 48, 3)
-    assert np.bincount(test.labels).tolist() == [1, 1, 1] == np.bincount(test.labels).tolist()
+    assert np.bincount(test.labels).tolist() == [1, 1, 1]
     assert np.bincount(train.labels).tolist() == [5, 5, 5]
     scaled = train.images / 255
     assert np.allclose(train.mean, scaled.mean((0, 1, 2))) and train.mean == test.mean
@@ -380,7 +379,19 @@ def test_a_record_of_images_is_checked(tmp_path, own_run):
     assert recorded_images(own_run.folder)["class_names"] == CLASSES
     (tmp_path / "config.json").write_text('{"settings": {}}')
     assert recorded_images(tmp_path) == CIFAR10_IMAGES | {"sha256": {}}, "an older run"
-    for damaged in ("{", "[]", '{"images": []}', '{"images": {"class_names": [1]}}', '"x"'):
+    told = json.loads((own_run.folder / "config.json").read_text())["images"]
+    wrong = {
+        "class_names": [["a", "a", "b"], "abc", [1, 2, 3], None],
+        "image_size": ["32", 0, None, 5000],
+        "mean": [[0.5, 0.5], [0.5, 0.5, 200], [0.5, 0.5, float("nan")], "x", None],
+        "std": [[0.5, 0.5, 0], [0.5] * 4, -1],
+        "sha256": ["x", None],
+    }
+    texts = ["{", "[]", '{"images": []}', '{"images": {}}', '"x"']
+    for name, values in wrong.items():
+        texts.append(json.dumps({"images": {key: told[key] for key in told if key != name}}))
+        texts += [json.dumps({"images": told | {name: value}}) for value in values]
+    for damaged in texts:
         (tmp_path / "config.json").write_text(damaged)
         with pytest.raises(OSError, match="config.json is damaged"):
             recorded_images(tmp_path)
@@ -393,6 +404,33 @@ def test_a_record_of_images_is_checked(tmp_path, own_run):
     with pytest.raises(ValueError, match="the test images are not those of the run"):
         check_recorded(recorded, images | {"test": other}, ("test",))
     check_recorded(recorded, images | {"test": other}, ("train",))
+
+
+@pytest.mark.parametrize("name, value", [("image_size", 64), ("mean", [0.1, 0.2, 0.3])])
+def test_a_record_that_its_settings_contradict_is_refused(
+    name, value, own_run, pictures, tmp_path, capsys
+):
+    folder = shutil.copytree(own_run.folder, tmp_path / "run")
+    record = json.loads((folder / "config.json").read_text())
+    record["images"][name] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    assert cli(["evaluate", "--run", str(folder), "--data-folder", str(pictures)]) == 2
+    assert f"the run's record says {name}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume"])
+def test_a_run_that_has_not_seen_own_pictures_wants_no_folder(command, small_run, pictures, capsys):
+    words = [command, "--run", str(small_run.folder), "--data-folder", str(pictures)]
+    assert cli(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "data is drawn, expected own with a data-folder" in line and "damaged" not in line
+
+
+def test_layers_given_by_name_need_no_table(torchvision_weights, monkeypatch):
+    monkeypatch.setattr("cifar_cam_lib.gradcam.LAST_LAYERS", {})
+    with pytest.raises(ValueError, match="no layer is known for ResNet"):
+        torchvision_classifier("resnet18")
+    assert torchvision_classifier("resnet18", ("layer3",)).layers == ("layer3",)
 
 
 def test_classes_of_any_number_have_their_figures(tmp_path):
@@ -511,4 +549,3 @@ def test_a_small_run_says_what_its_images_are(small_run):
     record = json.loads((small_run.folder / "config.json").read_text())["images"]
     assert record["count"] == {"train": 240, "validation": 60, "test": 1000}
     assert record["class_names"][0] == "airplane" and record["image_size"] == 32
-    assert small().image_sizes == (16,)
