@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import random
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -237,9 +238,20 @@ def load_images(
             print(f"Images: drawn stand-in (CIFAR-10 is not on this machine, and {reason}).")
     return draw_once(drawn_count, "train"), draw_once(drawn_count // 5, "test")
 
+# %% ../nbs/01_data.ipynb #47b0cb15
+def wrap_title(
+    title: str,  # of one line or more
+    width: int = 20,  # characters that fit over an image
+) -> str:
+    """The title with lines that fit; of a very long one, the first three."""
+    lines = (
+        textwrap.wrap(line, width, max_lines=3, placeholder=" …") for line in title.split("\n")
+    )
+    return "\n".join(part for line in lines for part in line or [""])
+
 # %% ../nbs/01_data.ipynb #5d11ad52
 def tile_extent(
-    image: np.ndarray,  # [H, W, ...]
+    image: np.ndarray | torch.Tensor,  # [H, W, ...]
     left: float,  # place of the tile's left edge
     top: float,  # place of its upper edge
 ) -> tuple[float, float, float, float]:
@@ -263,6 +275,7 @@ def image_grid(
     """
     if not titles:
         raise ValueError("there is no image to show")
+    titles = [wrap_title(title) for title in titles]
     rows = -(-len(images) // columns)
     title_height = 0.17 * (1 + max(title.count("\n") for title in titles))
     row_height = 1.05 + title_height

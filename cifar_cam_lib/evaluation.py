@@ -37,7 +37,8 @@ def plot_confusion_matrix(
 ) -> plt.Figure:
     """Draw the counts, true classes in rows; the shade is the square root of the row's share."""
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-    side = max(2.5, len(class_names) / 2)
+    side = max(3.0, len(class_names) / 2)
+    side += 0.08 * max(0, max(map(len, class_names)) - 10)  # for long names
     figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
     axis.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):

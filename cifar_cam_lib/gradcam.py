@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from .data import denormalise
+from .data import denormalise, tile_extent, wrap_title
 from .evaluation import Mistake
 from .model import ResNet, unwrap
 
@@ -594,20 +594,6 @@ def gradcam_plus_plus_map(
 # Of maps 0..1, and of signed ones -1..1; both safe for the colour-blind
 COLOURS = {False: "inferno", True: "PuOr_r"}
 
-# %% ../nbs/05_gradcam.ipynb #524ac013
-def place_in_tile(
-    image: np.ndarray | torch.Tensor,  # [H, W] or [H, W, 3]
-    left: float,  # place of the tile's left edge
-    top: float,  # place of the tile's upper edge
-) -> tuple[float, float, float, float]:
-    """Left, right, lower and upper edge of an image inside a tile of side 1.
-
-    The image keeps its proportions, fills the tile one way, and is in its middle the other.
-    """
-    high, wide = (side / max(image.shape[:2]) for side in image.shape[:2])
-    left, top = left + (1 - wide) / 2, top + (1 - high) / 2
-    return left, left + wide, top + high, top
-
 # %% ../nbs/05_gradcam.ipynb #f68d6f72
 def draw_map(
     axis: plt.Axes,  # where to draw
@@ -630,7 +616,7 @@ def draw_map(
     opacity = 0.85 * np.abs(map_)[:, :, None] ** 0.7
     colours = plt.get_cmap(COLOURS[signed])(map_ / 2 + 0.5 if signed else map_)[:, :, :3]
     tile = (1 - opacity) * ground + opacity * colours
-    first, last, lower, upper = place_in_tile(image, left, top)
+    first, last, lower, upper = tile_extent(image, left, top)
     axis.imshow(tile, extent=(first, last, lower, upper))
     y, x = ((np.arange(side) + 0.5) / side for side in map_.shape)
     x, y = first + (last - first) * x, upper + (lower - upper) * y
@@ -686,7 +672,8 @@ def draw_column(
     signed: bool = False,  # differences of two maps
 ):
     """Draw the maps of one image and one class, a tile for each layer."""
-    axis.text(left + 0.5, 1.34, name, ha="center", va="bottom", fontsize=8, parse_math=False)
+    words = {"ha": "center", "va": "bottom", "fontsize": 8, "parse_math": False}
+    axis.text(left + 0.5, 1.37, wrap_title(name, 18), **words)
     for row, (map_, note) in enumerate(zip(maps, notes)):
         draw_map(axis, image, map_, left, 1.4 + ROW * row, signed)
         axis.text(left + 0.5, 2.42 + ROW * row, note, ha="center", va="top", fontsize=6)
@@ -736,7 +723,7 @@ def show_gradcam(
     for n, image in enumerate(images):
         left = n * ((len(names[n]) + difference) * STEP + 0.3)
         axis.text(left, -0.08, headers[n], va="bottom", fontsize=9, parse_math=False)
-        axis.imshow(image, extent=place_in_tile(image, left, 0))
+        axis.imshow(image, extent=tile_extent(image, left, 0))
         columns = columns_of(maps.subset([n]), names[n], shared_scale, difference)
         for k, (name, tiles, notes, signed) in enumerate(columns):
             draw_column(axis, image, name, tiles, notes, left + k * STEP, signed)

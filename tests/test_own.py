@@ -16,8 +16,9 @@ from cifar_cam_lib import main as module
 from cifar_cam_lib import own
 from cifar_cam_lib.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages, as_batch, draw_once
 from cifar_cam_lib.drawn import draw_pictures
+from cifar_cam_lib.evaluation import Mistake, plot_confusion_matrix, show_mistakes
 from cifar_cam_lib.fast import BatchedImages
-from cifar_cam_lib.gradcam import gradcam
+from cifar_cam_lib.gradcam import gradcam, show_gradcam
 from cifar_cam_lib.main import cli, evaluate, explain, resume, run
 from cifar_cam_lib.model import resnet18
 from cifar_cam_lib.own import (
@@ -431,6 +432,35 @@ def test_layers_given_by_name_need_no_table(torchvision_weights, monkeypatch):
     with pytest.raises(ValueError, match="no layer is known for ResNet"):
         torchvision_classifier("resnet18")
     assert torchvision_classifier("resnet18", ("layer3",)).layers == ("layer3",)
+
+
+def test_long_names_of_classes_stay_whole_and_apart_in_the_figures(tmp_path):
+    """No text reaches into its neighbour, and none leaves the figure."""
+    names = ("trucks with a rather long name", "ships of $1M and more, in two ports", "c")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    labelled = LabelledImages(pixels, [0, 1, 2, 0, 1, 2], names)
+    mistakes = [Mistake(number, number % 3, (number + 1) % 3, 0.1, 0.9) for number in range(6)]
+    maps = gradcam(resnet18(3, 4), as_batch(pixels), [[0, 1]] * 6)
+    figures = [
+        show_mistakes(labelled, mistakes),
+        module.show_augmented(BatchedImages(labelled, 0), 2),
+        plot_confusion_matrix(torch.eye(3, dtype=int), names),
+        show_gradcam(pixels, ["a"] * 6, [[f"{name} 99%" for name in names[:2]]] * 6, maps),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
+        written = [text for axis in figure.axes for text in axis.texts if text.get_text()]
+        drawn = [axis for axis in figure.axes if axis.axison]
+        labels = [text for axis in drawn for text in axis.get_yticklabels()]
+        for text in written + labels:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 - 3 <= box.x0 and box.x1 <= figure.bbox.x1 + 3, text
+        titles = [text for text in written if text.get_fontsize() == 8]
+        boxes = [text.get_window_extent().shrunk(0.98, 0.9) for text in titles]
+        for number, box in enumerate(boxes):
+            assert box.count_overlaps(boxes[number + 1 :]) == 0, titles[number]
+    shown = " ".join(texts(figures[0]).split())
+    assert all(name in shown for name in names)
 
 
 def test_classes_of_any_number_have_their_figures(tmp_path):
