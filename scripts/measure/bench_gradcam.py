@@ -191,10 +191,12 @@ def machine() -> dict:
     """What the numbers depend on, without names or paths."""
     import torch
 
-    from cifar_cam_lib.fast import describe_chip
+    from cifar_cam_lib.fast import choose_device, describe_chip
 
-    cpu = describe_chip(torch.device("cpu"))
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "python": platform.python_version()}
+    cpu, device = describe_chip(torch.device("cpu")), choose_device("auto")
+    gpu = {} if device.type == "cpu" else {"gpu": describe_chip(device)}
+    threads, python = torch.get_num_threads(), platform.python_version()
+    return {"cpu": cpu, **gpu, "threads": threads, "python": python}
 
 
 def machine_file(

@@ -10,8 +10,9 @@ images, sizes and epochs. The test images are not looked at.
 `norms`: batch norm and group norm in place of the layer norm, three seeds each.
 `parts`: the recipe without one of its parts at a time, three seeds each.
 
-Two trainings run beside each other, with a thread each. Those that are already in the file are not
-repeated, so that a measurement that was stopped goes on where it was.
+Two trainings run beside each other, or as many as `--beside` says (about ten on a GPU), with a
+thread each. Those that are already in the file are not repeated, so that a measurement that was
+stopped goes on where it was.
 """
 
 import argparse
@@ -103,9 +104,10 @@ class Measurements:
     def __init__(
         self,
         out: Path,  # JSON file to write, or to continue with
+        beside: int,  # trainings that run at the same time
     ):
         packages = ("torch", "cifar_cam_lib")
-        self.out, self.lock = out, threading.Lock()
+        self.out, self.beside, self.lock = out, beside, threading.Lock()
         self.record = {
             "command": "python -m scripts.measure.recipe",
             "what": "width 16, 45,000 training and 5,000 validation images of CIFAR-10, four "
@@ -121,21 +123,22 @@ class Measurements:
     ) -> list[dict]:
         """The rows of all jobs, in their order."""
 
-        def one(job):
-            changes, norm = job
-            command = command_line(Config(**RECIPE | changes))
-            name = command if norm == "layer norm" else f"{command}, with {norm}"
-            if name not in self.runs:
-                options = ["--one", command, "--norm", norm]
-                row = run_apart("scripts.measure.recipe", options)
-                print(f"{last_accuracy(row):.2%}  {name}", flush=True)
-                with self.lock:
-                    self.runs[name] = row
-                    self.save({})
-            return self.runs[name]
+        commands = [(command_line(Config(**RECIPE | changes)), norm) for changes, norm in jobs]
+        names = [c if norm == "layer norm" else f"{c}, with {norm}" for c, norm in commands]
 
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(one, jobs))
+        def one(name, command, norm):
+            row = run_apart("scripts.measure.recipe", ["--one", command, "--norm", norm])
+            print(f"{last_accuracy(row):.2%}  {name}", flush=True)
+            with self.lock:
+                self.runs[name] = row
+                self.save({})
+
+        missing = {
+            name: job for name, job in zip(names, commands, strict=True) if name not in self.runs
+        }
+        with ThreadPoolExecutor(self.beside) as pool:
+            list(pool.map(lambda name: one(name, *missing[name]), missing))
+        return [self.runs[name] for name in names]
 
     def save(
         self,
@@ -181,12 +184,27 @@ class Measurements:
                 return {"accuracies": {str(r): found[r] for r in rates}, "best": best} | seeds
 
 
+def known_jobs() -> list[tuple]:
+    """The (changes, norm) that don't depend on a result, so that many can run at the same time."""
+    jobs = [({"seed": seed}, norm) for norm in NORMS for seed in SEEDS]
+    jobs += [
+        (changes | {"seed": seed}, "layer norm") for changes in PARTS.values() for seed in SEEDS
+    ]
+    jobs += [
+        (changes | {"learning_rate": rate}, "layer norm")
+        for changes, rates in RATES.values()
+        for rate in rates
+    ]
+    return jobs
+
+
 def main():
     """Measure what is missing, saving after each run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="JSON file to write, or to continue with")
+    parser.add_argument("--beside", type=int, default=2, help="trainings at the same time")
     parser.add_argument("--one", help="measure this command in this process, and print it")
     parser.add_argument("--norm", choices=list(NORMS), default="layer norm", help="with --one")
     options = parser.parse_args()
@@ -196,7 +214,8 @@ def main():
     if not options.out:
         parser.error("--out is missing")
     os.environ["OMP_NUM_THREADS"] = "1"
-    measurements = Measurements(options.out)
+    measurements = Measurements(options.out, options.beside)
+    measurements.measure(known_jobs())
     recipe = measurements.seeds({})
     tables = {"recipe": recipe, "parts": {}, "rates": {}, "norms": {}}
     for name, changes in PARTS.items():
