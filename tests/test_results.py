@@ -43,7 +43,9 @@ def test_the_records_fit_their_row_of_readme(folder):
     assert f"{accuracy:.2%}" in row and f"| {len(metrics)} (seed" in row
     settings = record(folder, "config")["settings"]
     assert f"{metrics[0]['parameters']:,}" in row
-    assert folder == f"{metrics[0]['data']}-{read_settings(settings).preset}"
+    config, epochs = read_settings(settings), metrics[0]["epochs"]
+    longer = "" if epochs == Config(preset=config.preset).epochs else f"-{epochs}epochs"
+    assert folder == f"{metrics[0]['data']}-{config.preset}{longer}"
 
 
 def test_every_network_that_ships_has_its_record():
@@ -76,10 +78,26 @@ def test_the_record_fits_card_and_weights(folder):
 def test_a_run_with_other_settings_than_its_preset_does_not_ship(tmp_path):
     shutil.copy(ROOT / "results" / "drawn-demo" / "metrics.json", tmp_path)
     config = json.loads((ROOT / "results" / "drawn-demo" / "config.json").read_text())
-    config["settings"] |= {"epochs": 1, "workers": 2, "image_sizes": []}
+    config["settings"] |= {"epochs": 1, "width": 8, "workers": 2, "image_sizes": []}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match="differs from the preset demo in epochs$"):
+    with pytest.raises(SystemExit, match="differs from the preset demo in width$"):
         ship_weights.ship(tmp_path)
+
+
+def test_a_run_of_other_length_keeps_its_record_and_ships_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship_weights, "ROOT", tmp_path)
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "results" / "drawn-demo", run)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"] |= {"epochs": 5, "image_sizes": []}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "model.safetensors").write_bytes(b"weights")
+    ship_weights.ship(run)
+    kept = {path.name for path in (tmp_path / "results" / "drawn-demo-5epochs").iterdir()}
+    assert kept >= {"config.json", "metrics.json", "history.csv"} and not kept & {
+        "model.safetensors",
+        "tb",
+    }
 
 
 @pytest.mark.parametrize("source, width", sorted(SHIPPED_SHA256))
@@ -151,9 +169,15 @@ def test_cats_are_taken_for_dogs_rather_than_for_ships():
     assert 850 <= matrix.trace() <= 970
 
 
-def test_the_unfinished_run_is_shown_as_far_as_it_went():
-    with (ROOT / "results" / "cifar10-published" / "history.csv").open(newline="") as file:
+def test_the_published_run_is_whole_and_in_the_table():
+    folder = ROOT / "results" / "cifar10-published"
+    with (folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(rows) == metrics["epochs"] == 40
+    assert metrics["parameters"] == 11_173_952
+    last = float(rows[-1]["test_accuracy"])  # in the training's precision
+    assert metrics["test"]["accuracy"] == pytest.approx(last, abs=0.001)
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     row = next(line for line in readme if "[cifar10-published]" in line)
-    assert f"| {len(rows)} of 40, " in row and f"{float(rows[-1]['test_accuracy']):.2%}" in row
+    assert f"| 40 | {metrics['test']['accuracy']:.2%} | 1 (seed 0) |" in row

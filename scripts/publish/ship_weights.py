@@ -3,11 +3,12 @@
     .venv/bin/python -m scripts.publish.ship_weights RUN...
 
 The record of a run (settings, numbers, history, model card) goes to results/SOURCE-PRESET, that of
-another seed than 0 to results/SOURCE-PRESET-seedN. The weights ship if the run has seed 0 and its
-preset is in `SHIPPED_PRESET`: those of width 16 go to cifar_cam_lib/weights/, larger ones stay with
-the record, and the sha256 goes into nbs/03_training.ipynb. They are stored as float16 and evaluated
-once more on the test images in float32 on a CPU, and those numbers are in the record beside those
-of the run. The figures of README.md come from the widest network on CIFAR-10 that ships.
+another seed than 0 to results/SOURCE-PRESET-seedN, and with another number of epochs than its
+preset's, that is part of the name. The weights ship if the run has seed 0 and its preset is in
+`SHIPPED_PRESET`: those of width 16 go to cifar_cam_lib/weights/, larger ones stay with the record,
+and the sha256 goes into nbs/03_training.ipynb. They are stored as float16 and evaluated once more
+on the test images in float32 on a CPU, and those numbers are in the record beside those of the run.
+The figures of README.md come from the widest network on CIFAR-10 that ships.
 Afterwards: `make export`.
 """
 
@@ -139,14 +140,16 @@ def ship(
 ):
     """Ship the record of one run, and its weights if they are among those that ship."""
     config, source = read_config(run), read_json(run / "metrics.json")["data"]
-    name = f"{source}-{config.preset}" + (f"-seed{config.seed}" if config.seed else "")
-    record = ROOT / "results" / name
+    preset, machine = dict(Config(preset=config.preset)), {"seed", "download", "device", "workers"}
+    longer = config.epochs != preset["epochs"]
+    name = f"{source}-{config.preset}" + (f"-{config.epochs}epochs" if longer else "")
+    record = ROOT / "results" / (name + (f"-seed{config.seed}" if config.seed else ""))
     if run.resolve() == record.resolve():
         sys.exit(f"{run} is the record itself: name the folder of the run")
-    preset, machine = dict(Config(preset=config.preset)), {"seed", "download", "device", "workers"}
-    if changed := {k for k, v in config if v != preset[k]} - machine - PATHS:
+    changed = {name for name, value in config if value != preset[name]}
+    if changed := changed - machine - PATHS - {"epochs"}:
         sys.exit(f"{run} differs from the preset {config.preset} in {', '.join(sorted(changed))}")
-    if config.seed or SHIPPED_PRESET.get((source, config.width)) != config.preset:
+    if config.seed or longer or SHIPPED_PRESET.get((source, config.width)) != config.preset:
         copy_record(run, record, ("model.safetensors", "tb"))
         return
     model = load_model(run / "model.safetensors")
