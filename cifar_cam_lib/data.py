@@ -127,8 +127,8 @@ class LabelledImages:
     """Images in memory, with their labels and all that belongs to them.
 
     Floats 0..1 and grey images become bytes of three channels. Raises ValueError for other types,
-    shapes or ranges, for images that aren't square or have less than 8x8 pixels, and for labels
-    without a class name of their own.
+    shapes or ranges, for images that aren't square or have less than 8x8 pixels, for labels without
+    a class name of their own, and for a mean or deviation that isn't on the scale 0..1.
     """
 
     images: np.ndarray  # uint8 [N, H, H, 3], RGB
@@ -148,9 +148,15 @@ class LabelledImages:
         if count > 100_000 and not self.class_names:
             raise ValueError(f"labels go up to {count - 1}: number the classes from 0")
         names = tuple(self.class_names) or tuple(f"class {label}" for label in range(count))
-        if isinstance(self.class_names, str) or not count <= len(names) == len(set(names)):
+        ordered = not isinstance(self.class_names, (str, set, frozenset))
+        texts = all(isinstance(name, str) for name in names)
+        if not (ordered and texts and count <= len(names) == len(set(names))):
             wanted = f"a name of its own for each class, at least {count}, as the labels have it"
             raise ValueError(f"class_names is {self.class_names!r}, expected {wanted}")
+        for name, lowest, values in (("mean", 0, self.mean), ("std", 1e-6, self.std)):
+            if len(values) != 3 or not all(lowest <= value <= 1 for value in values):
+                wanted = f"three numbers from {lowest} to 1, one for each channel"
+                raise ValueError(f"{name} is {values}, expected {wanted}")
         if images.dtype != np.uint8:
             images = np.rint(255 * images).astype(np.uint8)
         # The frozen way to set attributes
@@ -569,6 +575,8 @@ def open_picture(
     Raises OSError, naming the file, if it can't be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("a pipe would be waited for, and a folder can't be read")
         with Image.open(path) as picture:
             picture.load()  # a TIFF is turned here, by Pillow, and forgets its note
             turn = None
@@ -577,11 +585,11 @@ def open_picture(
                 turn = UPRIGHT.get(picture.getexif().get(0x0112))
             if turn is not None:
                 picture = picture.transpose(turn)
+            if picture.mode == "F" or (picture.mode, picture.format) == ("I", "TIFF"):
+                raise ValueError("its numbers, of 32 bits, may mean anything")
             if picture.mode.startswith("I"):  # 16 bits: Pillow would cut off what is above 255
                 bits = np.asarray(picture).clip(0, 65535) >> 8
                 picture = Image.fromarray(bits.astype(np.uint8))
-            if picture.mode == "F":
-                raise ValueError("its numbers may mean anything")
             picture = picture.convert("RGBA")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None

@@ -386,7 +386,7 @@ def channels_are_last(
             second = second or isinstance(inner, CHANNELS_SECOND)
             if isinstance(inner, nn.Linear):
                 sizes.add(inner.out_features)
-            elif type(inner) is nn.LayerNorm and len(inner.normalized_shape) == 1:
+            elif type(inner) in (nn.LayerNorm, nn.RMSNorm) and len(inner.normalized_shape) == 1:
                 sizes.add(inner.normalized_shape[0])  # a subclass may turn the axes itself
         if sizes or second:
             break
@@ -545,11 +545,16 @@ def gradcam(
     After Selvaraju et al. 2017. Leaves the model as it was, also after an error. A single function
     is asked of every image; of a network with one logit, class 1 is yes and 0 is no. Raises
     ValueError for a layer that is unknown, unused or without a feature map, targets of wrong
-    number, type or range, or a batch size below 1.
+    number, type or range, a batch size below 1, or a norm that mixes the images of a batch.
     """
     if images.ndim != 4 or not len(images) or batch_size < 1:
         given = f"{tuple(images.shape)}, and batch_size 1 or more, not {batch_size}"
         raise ValueError(f"images must be [N, 3, H, W], at least one, not {given}")
+    for name, part in model.named_modules():
+        mixes = isinstance(part, nn.BatchNorm2d) and part.running_mean is None
+        if mixes and min(batch_size, len(images)) > 1:
+            why = "without running statistics, so maps would depend on the other images"
+            raise ValueError(f"layer {name!r} is a batch norm {why}: give batch_size=1")
     parts = []
     with plain_gradients(images.device), capture_activations(model, layers) as kept:
         targets, several = check_targets(targets, len(images))

@@ -396,7 +396,7 @@ def explain(
         raise ValueError("a run, a model and a width each name a network: give only one of them")
     classifier = choose_classifier(run_folder, model, width, layers)
     pages = explain_all(classifier, pictures, target, out, save)
-    print(f"Grad-CAM: {', '.join(map(str, pages))}")
+    print(f"Grad-CAM: {pages[0]}" + (f" to {pages[-1]}" if len(pages) > 1 else ""))
     return pages
 
 # %% ../nbs/06_main.ipynb #0a819b33

@@ -364,7 +364,11 @@ def find_pictures(
     for place in places:
         pattern = not place.exists() and glob.has_magic(str(place))  # Windows leaves them to us
         if place.is_dir() or pattern:
-            files = files_below(place) if not pattern else sorted(map(Path, glob.glob(str(place))))
+            files = (
+                files_below(place)
+                if not pattern
+                else sorted(map(Path, glob.glob(str(place), recursive=True)))
+            )
             files = [path for path in files if path.is_file() and readable(path)]
         else:
             open_picture(place)  # an error now, before anything is written
@@ -439,13 +443,17 @@ def name_pages(
 ) -> list[Path]:
     """The file of each page: `out` itself, or numbered ones if there are several pages.
 
-    Raises ValueError if one of them is one of the pictures.
+    Makes their folder. Raises OSError if it can't, ValueError if one of them is one of the pictures.
     """
     count = -(-len(paths) // 6)
     pages = [out.with_stem(f"{out.stem}-{page}") for page in range(1, count + 1)]
     pages = [out] if count == 1 else pages
     if {page.resolve() for page in pages} & {path.resolve() for path in paths}:
         raise ValueError(f"out is {out}, expected another file than one of the pictures")
+    try:  # now, rather than after the work
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"there can't be a folder {out.parent} ({error.strerror})") from error
     return pages
 
 # %% ../nbs/10_your_own.ipynb #ee100085

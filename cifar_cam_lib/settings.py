@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -326,9 +327,12 @@ def parse(
     if arguments[:1] == ["--version"]:
         print(f"cifar_cam_lib {__version__}")
         raise SystemExit(0)
+    if "" in arguments:  # a folder without a name would be this one
+        print("cifar-cam: an argument is empty, perhaps a variable that isn't set", file=sys.stderr)
+        raise SystemExit(2)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
-    parser.add_argument("--data-folder", nargs="?")
+    parser.add_argument("--data-folder", "--data_folder", nargs="?")
     given = vars(parser.parse_known_args(arguments)[0])
     if given["preset"] not in PRESETS:  # tyro names a wrong one
         del given["preset"]

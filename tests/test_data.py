@@ -282,12 +282,22 @@ def test_labels_of_another_kind_are_refused(labels, message):
         LabelledImages(BYTES, labels)
 
 
-@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "cat", "dog", "cow"), "abcd"])
+@pytest.mark.parametrize(
+    "names",
+    [("cat", "dog"), ("cat", "cat", "dog", "cow"), "abcd", {"cat", "dog", "cow", "pig"}, range(4)],
+)
 def test_each_class_needs_a_name_of_its_own(names):
     with pytest.raises(ValueError, match="expected a name of its own for each class, at least 4"):
         LabelledImages(BYTES, [0, 1, 2, 3], names)
     few = LabelledImages(BYTES, [0, 1, 1, 0], ("cat", "dog", "cow"))
     assert few.subset([1, 2]).class_names == ("cat", "dog", "cow"), "one more than there are images"
+
+
+@pytest.mark.parametrize("name, values", [("mean", (125, 123, 114)), ("std", (0.2, 0.2, 0.0))])
+def test_the_scale_is_of_pixels_from_0_to_1(name, values):
+    for wrong in (values, values[:1], (float("nan"), 0.2, 0.2)):
+        with pytest.raises(ValueError, match=f"{name} is .*, expected three numbers from .* to 1"):
+            LabelledImages(BYTES, [0, 1, 1, 0], **{name: wrong})
 
 
 def test_own_names_and_scale_go_wherever_the_images_go():

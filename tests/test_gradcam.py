@@ -1124,12 +1124,13 @@ class Ambiguous(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 8, 4, 4)
         self.mixer = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Dropout())
-        self.norm = nn.LayerNorm(8)
+        self.norm, self.root = nn.LayerNorm(8), nn.RMSNorm(8)
         self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), ChannelNorm(8))
         self.head = nn.Linear(8, 5)
 
     def forward(self, images):
-        mixed = self.norm(self.mixer(self.first(images).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        mixed = self.norm(self.mixer(self.first(images).permute(0, 2, 3, 1)))
+        mixed = self.root(mixed).permute(0, 3, 1, 2)
         return self.head(self.second(mixed).mean((2, 3)))
 
 
@@ -1138,7 +1139,9 @@ def test_channels_in_second_place_are_accepted_even_if_sizes_agree(name):
     assert gradcam(Ambiguous(), torch.randn(2, 3, 32, 32), layers=(name,))[name].shape[0] == 2
 
 
-@pytest.mark.parametrize("name", ["mixer", "mixer.0", "mixer.1", "mixer.2", "mixer.3", "norm"])
+@pytest.mark.parametrize(
+    "name", ["mixer", "mixer.0", "mixer.1", "mixer.2", "mixer.3", "norm", "root"]
+)
 def test_channels_in_last_place_are_refused_even_if_sizes_agree(name):
     with pytest.raises(ValueError, match=rf"layer '{name}' has no feature map.*\[2, 8, 8, 8\]"):
         gradcam(Ambiguous(), torch.randn(2, 3, 32, 32), layers=(name,))
@@ -1479,3 +1482,16 @@ def test_a_target_sees_one_image_of_a_dataclass_and_of_no_other_object():
     model.kind = Plain
     with pytest.raises(ValueError, match="returns a Plain: let it return a tensor, tuple"):
         gradcam(model, images, lambda one: one.logits.max(), ("body",))
+
+
+def test_a_norm_that_mixes_the_images_wants_them_one_by_one():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU())
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    images = torch.rand(3, 3, 8, 8)
+    with pytest.raises(ValueError, match="'0\\.1' is a batch norm without running statistics"):
+        gradcam(model, images, layers=("0",))
+    together = gradcam(model, images, layers=("0",), batch_size=1)["0"]
+    alone = torch.cat([gradcam(model, image[None], layers=("0",))["0"] for image in images])
+    assert torch.equal(together, alone)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,7 +15,14 @@ from torch import nn
 
 from cifar_cam_lib import main as module
 from cifar_cam_lib import own
-from cifar_cam_lib.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages, as_batch, draw_once
+from cifar_cam_lib.data import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    LabelledImages,
+    as_batch,
+    draw_once,
+    open_picture,
+)
 from cifar_cam_lib.drawn import draw_pictures
 from cifar_cam_lib.evaluation import Mistake, plot_confusion_matrix, show_mistakes
 from cifar_cam_lib.fast import BatchedImages
@@ -340,6 +348,7 @@ def test_patterns_and_folders_are_expanded_and_names_that_look_like_patterns_are
     assert find_pictures([Path("photos")]) == [Path("photos/b.jpg"), *deeper]
     assert "left out: photos/notes.txt is not a picture" in capsys.readouterr().err
     assert find_pictures([Path("photos/*/*.png")]) == deeper
+    assert find_pictures([Path("**/*.png")]) == deeper
     assert find_pictures([Path("[a]*.jpg")]) == [Path("[a]*.jpg")]
     assert find_pictures([deeper[0], Path("photos/deeper")]) == deeper, "each once"
     for place, message in (
@@ -350,6 +359,33 @@ def test_patterns_and_folders_are_expanded_and_names_that_look_like_patterns_are
             find_pictures([Path(place)])
     with pytest.raises(ValueError, match="name at least one picture"):
         find_pictures([])
+
+
+def test_what_is_no_picture_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.png")  # would be waited for
+    else:
+        Path("pipe.png").mkdir()
+    values = np.arange(400, dtype=np.int32).reshape(20, 20)
+    Image.fromarray(values).save("depth.tiff")  # 32 bits: what would be white?
+    Image.fromarray(values.astype(np.float32)).save("height.tiff")
+    for name in ("pipe.png", "depth.tiff", "height.tiff"):
+        with pytest.raises(OSError, match=f"{name} is not a picture that can be read"):
+            open_picture(Path(name))
+    for words in (["explain", ""], ["train", "--data-folder", ""], ["evaluate", "--run", ""]):
+        assert cli(words) == 2
+        assert "an argument is empty" in capsys.readouterr().err
+    assert {path.name for path in Path().iterdir()} == {"pipe.png", "depth.tiff", "height.tiff"}
+
+
+def test_the_folder_of_out_is_made_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pictures(Path("photos"), 1)
+    assert cli(["explain", "photos", "--out", "new/folder/map.png"]) == 0
+    assert Path("new/folder/map.png").exists()
+    monkeypatch.setattr(own, "explain_files", None)
+    assert cli(["explain", "photos", "--out", "photos/0.png/map.png"]) == 3
 
 
 def test_names_that_differ_somewhere_stay_apart():
