@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust own clean
+.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust checks own clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -79,6 +79,9 @@ ablation: setup ## measure what each part of the recipe is worth, for chapter 9 
 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
 	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json
+
+checks: setup ## measure how good the test of a single map is, for chapter 7 (three hours)
+	@$(BIN)/python -m scripts.measure.check_maps --out results/checks.json
 
 own: setup ## measure fine-tuning with few pictures, and the maps of a small ViT, for chapter 10 (an hour or two)
 	@$(BIN)/python -m scripts.measure.own --out results/own.json

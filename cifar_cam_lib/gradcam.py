@@ -684,6 +684,19 @@ def draw_column(
         axis.text(left + 0.5, 2.42 + ROW * row, note, ha="center", va="top", fontsize=6)
 
 # %% ../nbs/05_gradcam.ipynb #fab0ca2f
+def mark_unproven(
+    axis: plt.Axes,  # from `tile_canvas`
+    left: float,  # place of the tile's left edge
+    top: float,  # place of its upper edge
+):
+    """Mark the map of a tile as one that failed its test."""
+    frame = {"fill": False, "edgecolor": "black", "linestyle": "--", "linewidth": 1.5}
+    axis.add_patch(plt.Rectangle((left, top), 1, 1, **frame))
+    box = {"facecolor": "white", "edgecolor": "black", "pad": 1.5, "linewidth": 0.5}
+    words = {"ha": "left", "va": "top", "fontsize": 9, "weight": "bold"}
+    axis.text(left + 0.04, top + 0.05, "?", bbox=box, **words)
+
+
 def columns_of(
     maps: Maps,  # of one image
     names: list[str],  # of its K targets
@@ -711,12 +724,13 @@ def show_gradcam(
     maps: Maps,  # of these images
     shared_scale: bool = False,  # divide the K maps of an image and layer by one number
     difference: bool = False,  # one column more: the first class minus the second, on that scale
+    unproven: dict[str, torch.Tensor] | None = None,  # maps to mark, by layer, bool [N, K]
 ) -> plt.Figure:
     """For each image the image, then a row for each layer with the maps of its targets over it.
 
     Below each map stands its maximum before scaling; an empty map is hatched and says so. On a
-    shared scale, the maps of a row can be compared. Raises ValueError if there are not two classes
-    to subtract.
+    shared scale, the maps of a row can be compared. An unproven map, see `check_maps`, has a dashed
+    frame and a question mark. Raises ValueError if there are not two classes to subtract.
     """
     if difference and len(names[0]) != 2:
         raise ValueError(f"a difference needs two classes for each image, not {len(names[0])}")
@@ -732,6 +746,9 @@ def show_gradcam(
         columns = columns_of(maps.subset([n]), names[n], shared_scale, difference)
         for k, (name, tiles, notes, signed) in enumerate(columns):
             draw_column(axis, image, name, tiles, notes, left + k * STEP, signed)
+        for row, marks in enumerate((unproven or {}).values()):
+            for k in marks[n].nonzero()[:, 0].tolist():
+                mark_unproven(axis, left + k * STEP, 1.4 + ROW * row)
     return figure
 
 # %% ../nbs/05_gradcam.ipynb #fd3e1d3b

@@ -387,6 +387,7 @@ def explain(
     width: int = Explain.width,  # which network that ships: 16 or 64
     model: str | None = Explain.model,  # a network of torchvision instead, such as "resnet50"
     save: str | Path | None = Explain.save,  # new folder for overlays, maps and manifest.json
+    check: bool = Explain.check,  # test each map, in words, in the figure and in the manifest
 ) -> list[Path]:
     """Classify pictures and draw the Grad-CAM of the prediction; returns the files.
 
@@ -395,7 +396,7 @@ def explain(
     if (run_folder or model) and width != Explain.width or run_folder and model:
         raise ValueError("a run, a model and a width each name a network: give only one of them")
     classifier = choose_classifier(run_folder, model, width, layers)
-    pages = explain_all(classifier, pictures, target, out, save)
+    pages = explain_all(classifier, pictures, target, out, save, check)
     print(f"Grad-CAM: {pages[0]}" + (f" to {pages[-1]}" if len(pages) > 1 else ""))
     return pages
 

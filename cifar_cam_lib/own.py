@@ -12,6 +12,7 @@ import difflib
 import glob
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +43,10 @@ from cifar_cam_lib.data import (
     tile_extent,
 )
 from .drawn import CLASS_NAMES, SIDE
-from .gradcam import Maps, draw_map, gradcam, show_gradcam, suggest_layers
+from .gradcam import Maps, contrast, draw_map, gradcam, show_gradcam, suggest_layers
 from .model import ResNet
 from .training import atomic_write, load_model, load_shipped_model, progress
+from .trust import LEVEL, MapCheck, check_maps, describe_check, map_stability
 
 # %% ../nbs/10_your_own.ipynb #0d23d6ca
 class Classifier(NamedTuple):
@@ -91,12 +94,38 @@ class Explained(NamedTuple):
     probabilities: torch.Tensor  # float [N, classes]
     classes: list[list[int]]  # [N, K]: the predicted one, and the one that was asked for
     maps: Maps  # of these, [N, K, H, W]
+    rivals: list[list[int]]  # [N, K]: for each class the other one, or else the runner-up
+    checks: dict[str, MapCheck]  # by layer, [N, K, 2]: for the class, and for it and not its rival
+    stability: dict[str, torch.Tensor]  # by layer, [N, K], see `map_stability`
+
+
+def check_explained(
+    classifier: Classifier,  # the network
+    batch: torch.Tensor,  # float [N, 3, H, W], normalised
+    explained: Explained,  # of these images, so far without checks
+) -> Explained:
+    """The same with its checks and its stability, see `check_maps`: seconds a picture."""
+    model, layers, layout = classifier.model, classifier.layers, classifier.layout
+    maps, columns = explained.maps, []
+    for k in range(len(explained.classes[0])):
+        pairs = zip(explained.classes, explained.rivals, strict=True)
+        asked = [[own[k], contrast(own[k], other[k])] for own, other in pairs]
+        columns.append(
+            check_maps(model, batch, {layer: maps[layer][:, k] for layer in maps}, asked)
+        )
+    checks = {}
+    for layer in maps:
+        sides = zip(*(column[layer] for column in columns), strict=True)
+        checks[layer] = MapCheck(*(torch.stack(side, dim=1) for side in sides))
+    again = partial(gradcam, model, targets=explained.classes, layers=layers, layout=layout)
+    return explained._replace(checks=checks, stability=map_stability(batch, maps, again))
 
 
 def explain_files(
     classifier: Classifier,  # the network
     paths: list[Path],  # picture files
     target: str | None = None,  # class to explain beside the predicted one
+    check: bool = False,  # also test each map, see `check_explained`
 ) -> Explained:
     """Classify picture files and compute the Grad-CAM of each prediction.
 
@@ -111,9 +140,15 @@ def explain_files(
     if not torch.isfinite(probabilities).all():
         raise ValueError("the network's answer is not a number: its weights are damaged")
     classes = [[label, *asked] for label in probabilities.argmax(1).tolist()]
+    ordered = probabilities.topk(2).indices.tolist()
+    rivals = [
+        [next(label for label in (*row[::-1], *best) if label != own) for own in row]
+        for row, best in zip(classes, ordered, strict=True)
+    ]
     maps = gradcam(classifier.model, batch, classes, classifier.layers, layout=classifier.layout)
     images = denormalise(batch, classifier.mean, classifier.std)
-    return Explained(paths, images, probabilities, classes, maps)
+    explained = Explained(paths, images, probabilities, classes, maps, rivals, {}, {})
+    return check_explained(classifier, batch, explained) if check else explained
 
 # %% ../nbs/10_your_own.ipynb #b7dfedff
 def show_explained(
@@ -126,7 +161,8 @@ def show_explained(
         [f"{classifier.class_names[label]} {row[label]:.0%}" for label in labels]
         for row, labels in zip(explained.probabilities, explained.classes, strict=True)
     ]
-    return show_gradcam(explained.images, headers, names, explained.maps)
+    failed = {layer: check.p[..., 0] > LEVEL for layer, check in explained.checks.items()}
+    return show_gradcam(explained.images, headers, names, explained.maps, unproven=failed)
 
 # %% ../nbs/10_your_own.ipynb #d3a5828d
 def printable(
@@ -443,7 +479,7 @@ def name_pages(
 ) -> list[Path]:
     """The file of each page: `out` itself, or numbered ones if there are several pages.
 
-    Makes their folder. Raises OSError if it can't, ValueError if one of them is one of the pictures.
+    Makes their folder. Raises OSError if it can't, ValueError if a page is one of the pictures.
     """
     count = -(-len(paths) // 6)
     pages = [out.with_stem(f"{out.stem}-{page}") for page in range(1, count + 1)]
@@ -476,6 +512,44 @@ def save_overlay(
         plt.close(figure)
 
 # %% ../nbs/10_your_own.ipynb #63bbaaa9
+def check_row(
+    classifier: Classifier,  # the network
+    explained: Explained,  # from `explain_files`
+    n: int,  # number of the picture
+    k: int,  # number of the class
+    layer: str,  # whose map
+) -> dict:
+    """What the manifest tells of the test of one map; nothing if there was none."""
+    if not explained.checks:
+        return {}
+    (p, p_rival), stability = explained.checks[layer].p[n, k].tolist(), explained.stability[layer]
+    stable = float(stability[n, k])
+    return {
+        "p": p,
+        "passes": p <= LEVEL,
+        "rival": classifier.class_names[explained.rivals[n][k]],
+        "p_rival": p_rival,
+        "stability": None if math.isnan(stable) else round(stable, 3),
+    }
+
+
+def check_lines(
+    classifier: Classifier,  # the network
+    explained: Explained,  # from `explain_files`
+    n: int,  # number of the picture
+) -> list[str]:
+    """A sentence for each map of a picture; none if nothing was tested."""
+    lines, names = [], classifier.class_names
+    for layer, check in explained.checks.items():
+        for k, (label, rival) in enumerate(
+            zip(explained.classes[n], explained.rivals[n], strict=True)
+        ):
+            one = MapCheck(check.p[n, k], check.spread[n, k])
+            map_ = explained.maps[layer][n, k]
+            lines.append(f"  {layer}: {describe_check(map_, one, names[label], names[rival])}")
+    return lines
+
+
 def save_explained(
     classifier: Classifier,  # the network
     explained: Explained,  # from `explain_files`
@@ -505,6 +579,7 @@ def save_explained(
                         "map": [f"{stem}.npy", k, place],
                         "overlay": f"{stem}.png",
                     }
+                    | check_row(classifier, explained, n, k, layer)
                 )
     return rows
 
@@ -515,6 +590,7 @@ def explain_all(
     target: str | None,  # class to explain beside the predicted one
     out: str | Path,  # picture file to write; more than six pictures make numbered pages
     save: str | Path | None = None,  # new folder for overlays, maps and manifest.json
+    check: bool = False,  # also test each map, and print what came of it
 ) -> list[Path]:
     """Classify and explain pictures, printing a line for each; returns the pages.
 
@@ -534,7 +610,7 @@ def explain_all(
     rows, headers, stems = [], short_names(paths), file_stems(paths)
     for number, page in enumerate(pages):
         six = slice(6 * number, 6 * number + 6)
-        explained = explain_files(classifier, paths[six], target)
+        explained = explain_files(classifier, paths[six], target, check)
         figure = show_explained(classifier, explained, headers[six])
         try:
             figure.savefig(page, dpi=150)
@@ -542,8 +618,9 @@ def explain_all(
             plt.close(figure)
         if save:
             rows += save_explained(classifier, explained, save, stems[six])
-        for name, row in zip(headers[six], explained.probabilities, strict=True):
+        for n, (name, row) in enumerate(zip(headers[six], explained.probabilities, strict=True)):
             print(f"{name}: {classifier.class_names[int(row.argmax())]} ({row.max():.1%})")
+            print(*check_lines(classifier, explained, n), sep="\n", end="\n" if check else "")
     if save:
         write_json(save / "manifest.json", rows)
     return pages

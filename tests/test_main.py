@@ -366,7 +366,11 @@ ERRORS = [
     ("explain {full}/good.png --target unicorn", 2, "unknown class 'unicorn': known are airplane"),
     ("explain {full}/good.png --out {full}/map.xyz", 2, "expected a name that ends in .png"),
     ("explain {full}/good.png --run {truncated}", 3, "truncated"),
-    ("explain {full}/good.png --run {small} --out {empty}/none/map.png", 3, "none"),
+    (
+        "explain {full}/good.png --run {small} --out {full}/good.png/map.png",
+        3,
+        "there can't be a folder",
+    ),
 ]
 
 
