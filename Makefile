@@ -80,7 +80,7 @@ ablation: setup ## measure what each part of the recipe is worth, for chapter 9 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
 	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json
 
-checks: setup ## measure how good the test of a single map is, for chapter 7 (three hours)
+checks: setup ## measure how good the test of a single map is, for chapter 7 (two hours)
 	@$(BIN)/python -m scripts.measure.check_maps --out results/checks.json
 
 own: setup ## measure fine-tuning with few pictures, and the maps of a small ViT, for chapter 10 (an hour or two)

@@ -530,6 +530,17 @@ class Maps(dict):
             raise ValueError(f"{reason}: give gradcam targets [N, K]")
         return {layer: scale_maps(maps, self.size, shared=True) for layer, maps in self.raw.items()}
 
+# %% ../nbs/05_gradcam.ipynb #c19b0000
+def refuse_mixing(
+    model: nn.Module,  # any network
+    count: int,  # images in one forward pass
+):
+    """Raise ValueError if a norm without running statistics would mix the images."""
+    for name, part in model.named_modules():
+        if isinstance(part, nn.BatchNorm2d) and part.running_mean is None and count > 1:
+            why = "without running statistics, so maps would depend on the other images"
+            raise ValueError(f"layer {name!r} is a batch norm {why}: give batch_size=1")
+
 # %% ../nbs/05_gradcam.ipynb #4e4f3b3f
 def gradcam(
     model: nn.Module,  # images [N, 3, H, W] to logits [N, classes], or to what a function takes
@@ -550,11 +561,7 @@ def gradcam(
     if images.ndim != 4 or not len(images) or batch_size < 1:
         given = f"{tuple(images.shape)}, and batch_size 1 or more, not {batch_size}"
         raise ValueError(f"images must be [N, 3, H, W], at least one, not {given}")
-    for name, part in model.named_modules():
-        mixes = isinstance(part, nn.BatchNorm2d) and part.running_mean is None
-        if mixes and min(batch_size, len(images)) > 1:
-            why = "without running statistics, so maps would depend on the other images"
-            raise ValueError(f"layer {name!r} is a batch norm {why}: give batch_size=1")
+    refuse_mixing(model, count=min(batch_size, len(images)))
     parts = []
     with plain_gradients(images.device), capture_activations(model, layers) as kept:
         targets, several = check_targets(targets, len(images))
@@ -690,8 +697,8 @@ def mark_unproven(
     top: float,  # place of its upper edge
 ):
     """Mark the map of a tile as one that failed its test."""
-    frame = {"fill": False, "edgecolor": "black", "linestyle": "--", "linewidth": 1.5}
-    axis.add_patch(plt.Rectangle((left, top), 1, 1, **frame))
+    for colour, width in (("black", 3), ("white", 1.2)):  # seen on any ground
+        axis.add_patch(plt.Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, lw=width))
     box = {"facecolor": "white", "edgecolor": "black", "pad": 1.5, "linewidth": 0.5}
     words = {"ha": "left", "va": "top", "fontsize": 9, "weight": "bold"}
     axis.text(left + 0.04, top + 0.05, "?", bbox=box, **words)
@@ -724,13 +731,13 @@ def show_gradcam(
     maps: Maps,  # of these images
     shared_scale: bool = False,  # divide the K maps of an image and layer by one number
     difference: bool = False,  # one column more: the first class minus the second, on that scale
-    unproven: dict[str, torch.Tensor] | None = None,  # maps to mark, by layer, bool [N, K]
+    unproven: dict[str, torch.Tensor] | None = None,  # maps to mark, by layer, bool [N] or [N, K]
 ) -> plt.Figure:
     """For each image the image, then a row for each layer with the maps of its targets over it.
 
     Below each map stands its maximum before scaling; an empty map is hatched and says so. On a
-    shared scale, the maps of a row can be compared. An unproven map, see `check_maps`, has a dashed
-    frame and a question mark. Raises ValueError if there are not two classes to subtract.
+    shared scale, the maps of a row can be compared. An unproven map, see `check_maps`, has a frame
+    and a question mark. Raises ValueError if there are not two classes to subtract.
     """
     if difference and len(names[0]) != 2:
         raise ValueError(f"a difference needs two classes for each image, not {len(names[0])}")
@@ -746,9 +753,12 @@ def show_gradcam(
         columns = columns_of(maps.subset([n]), names[n], shared_scale, difference)
         for k, (name, tiles, notes, signed) in enumerate(columns):
             draw_column(axis, image, name, tiles, notes, left + k * STEP, signed)
-        for row, marks in enumerate((unproven or {}).values()):
-            for k in marks[n].nonzero()[:, 0].tolist():
+        for layer, marks in (unproven or {}).items():
+            row = list(maps).index(layer)
+            for k in marks[n].reshape(-1).nonzero()[:, 0].tolist():
                 mark_unproven(axis, left + k * STEP, 1.4 + ROW * row)
+    if any(marks.any() for marks in (unproven or {}).values()):
+        figure.text(0.01, 0.01, "?  failed its test: its place isn't shown to matter", fontsize=7)
     return figure
 
 # %% ../nbs/05_gradcam.ipynb #fd3e1d3b

@@ -397,6 +397,8 @@ def explain(
         raise ValueError("a run, a model and a width each name a network: give only one of them")
     classifier = choose_classifier(run_folder, model, width, layers)
     pages = explain_all(classifier, pictures, target, out, save, check)
+    if check:
+        print("Each line is a test of its own, and a map without meaning passes 3 of 64")
     print(f"Grad-CAM: {pages[0]}" + (f" to {pages[-1]}" if len(pages) > 1 else ""))
     return pages
 

@@ -104,19 +104,17 @@ def check_explained(
     batch: torch.Tensor,  # float [N, 3, H, W], normalised
     explained: Explained,  # of these images, so far without checks
 ) -> Explained:
-    """The same with its checks and its stability, see `check_maps`: seconds a picture."""
+    """The same with its checks and its stability, see `check_maps`."""
     model, layers, layout = classifier.model, classifier.layers, classifier.layout
-    maps, columns = explained.maps, []
-    for k in range(len(explained.classes[0])):
-        pairs = zip(explained.classes, explained.rivals, strict=True)
-        asked = [[own[k], contrast(own[k], other[k])] for own, other in pairs]
-        columns.append(
-            check_maps(model, batch, {layer: maps[layer][:, k] for layer in maps}, asked)
-        )
-    checks = {}
-    for layer in maps:
-        sides = zip(*(column[layer] for column in columns), strict=True)
-        checks[layer] = MapCheck(*(torch.stack(side, dim=1) for side in sides))
+    maps, shape = explained.maps, (len(explained.classes), len(explained.classes[0]))
+    pairs = zip(sum(explained.classes, []), sum(explained.rivals, []), strict=True)
+    asked = [[label, contrast(label, rival)] for label, rival in pairs]
+    flat = {layer: maps[layer].flatten(0, 1) for layer in maps}
+    found = check_maps(model, batch.repeat_interleave(shape[1], dim=0), flat, asked)
+    checks = {
+        layer: MapCheck(*(side.unflatten(0, shape) for side in check))
+        for layer, check in found.items()
+    }
     again = partial(gradcam, model, targets=explained.classes, layers=layers, layout=layout)
     return explained._replace(checks=checks, stability=map_stability(batch, maps, again))
 
@@ -161,7 +159,10 @@ def show_explained(
         [f"{classifier.class_names[label]} {row[label]:.0%}" for label in labels]
         for row, labels in zip(explained.probabilities, explained.classes, strict=True)
     ]
-    failed = {layer: check.p[..., 0] > LEVEL for layer, check in explained.checks.items()}
+    maps, checks = explained.maps, explained.checks  # an empty map says so itself
+    failed = {
+        layer: (checks[layer].p[..., 0] > LEVEL) & ~maps.empty[layer].cpu() for layer in checks
+    }
     return show_gradcam(explained.images, headers, names, explained.maps, unproven=failed)
 
 # %% ../nbs/10_your_own.ipynb #d3a5828d
@@ -538,7 +539,7 @@ def check_lines(
     explained: Explained,  # from `explain_files`
     n: int,  # number of the picture
 ) -> list[str]:
-    """A sentence for each map of a picture; none if nothing was tested."""
+    """A line for each map of a picture, with its end; none if nothing was tested."""
     lines, names = [], classifier.class_names
     for layer, check in explained.checks.items():
         for k, (label, rival) in enumerate(
@@ -546,7 +547,7 @@ def check_lines(
         ):
             one = MapCheck(check.p[n, k], check.spread[n, k])
             map_ = explained.maps[layer][n, k]
-            lines.append(f"  {layer}: {describe_check(map_, one, names[label], names[rival])}")
+            lines.append(f"  {layer}: {describe_check(map_, one, names[label], names[rival])}\n")
     return lines
 
 
@@ -620,7 +621,7 @@ def explain_all(
             rows += save_explained(classifier, explained, save, stems[six])
         for n, (name, row) in enumerate(zip(headers[six], explained.probabilities, strict=True)):
             print(f"{name}: {classifier.class_names[int(row.argmax())]} ({row.max():.1%})")
-            print(*check_lines(classifier, explained, n), sep="\n", end="\n" if check else "")
+            print("".join(check_lines(classifier, explained, n)), end="")
     if save:
         write_json(save / "manifest.json", rows)
     return pages

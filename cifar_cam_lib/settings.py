@@ -312,7 +312,8 @@ class Explain:
     model: str | None = None
     # new folder for an overlay of each picture, its maps (.npy), and manifest.json
     save: Path | None = None
-    # test whether the place of each map matters: a sentence each, and a mark on those that fail
+    # test whether the place of each map matters: a sentence each, and a mark on those that fail;
+    # as long as 256 predictions a map, so name the layer that counts
     check: bool = False
 
 # %% ../nbs/appendix_settings.ipynb #22d4b8a1

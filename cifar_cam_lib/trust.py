@@ -9,6 +9,7 @@ __all__ = ['target_preference', 'baseline_maps', 'energy_in_mask', 'pointing_gam
 # %% ../nbs/07_trust.ipynb #6f63e834
 import contextlib
 import copy
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -20,7 +21,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .data import LabelledImages, TransformedImages, evaluation_transform, make_loader
-from .gradcam import as_logits, check_targets, gradcam, log_probability, one_output
+from cifar_cam_lib.gradcam import (
+    as_logits,
+    check_targets,
+    gradcam,
+    log_probability,
+    one_output,
+    plain_gradients,
+    refuse_mixing,
+)
 from .model import ResNet, channels_last, resnet18, unwrap
 from .training import Training, fit, make_optimizer, make_schedule, progress
 
@@ -237,7 +246,7 @@ def perturbation_curve(
         curve.append(model(images * kept).softmax(1).gather(1, targets[:, None])[:, 0])
     return torch.stack(curve, dim=1)
 
-# %% ../nbs/07_trust.ipynb #c19f0003
+# %% ../nbs/07_trust.ipynb #c19f0004
 def blurred(
     image: torch.Tensor,  # float [3, H, W]
 ) -> torch.Tensor:
@@ -245,7 +254,7 @@ def blurred(
     high, wide = image.shape[1:]
     pixels = image.permute(1, 2, 0).cpu().float().numpy()
     soft = cv2.GaussianBlur(pixels, (0, 0), wide / 8, sigmaY=high / 8)
-    return torch.from_numpy(soft).permute(2, 0, 1).to(image)
+    return torch.from_numpy(soft.reshape(high, wide, -1)).permute(2, 0, 1).to(image)
 
 
 def keep_and_hide(
@@ -257,7 +266,7 @@ def keep_and_hide(
     inside = masks[:, None] * (image - filling)
     return filling + inside, image - inside
 
-# %% ../nbs/07_trust.ipynb #c19f0006
+# %% ../nbs/07_trust.ipynb #c19f0007
 def target_values(
     model: nn.Module,  # in evaluation mode
     images: torch.Tensor,  # float [P, 3, H, W], normalised
@@ -265,17 +274,20 @@ def target_values(
 ) -> torch.Tensor:
     """What the network says to each image, float64 [P, K].
 
-    Raises ValueError for an answer that is not a number.
+    Raises ValueError for an answer that isn't a single finite number.
     """
     outputs = model(images)
     rows = [one_output(outputs, n, len(images)) for n in range(len(images))]
-    values = [[float(target(row)) for target in targets] for row in rows]
-    values = torch.tensor(values, dtype=torch.float64)
+    answers = [[target(row) for target in targets] for row in rows]
+    try:
+        values = torch.tensor([list(map(float, row)) for row in answers], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a target function must give a single number ({error})") from error
     if not torch.isfinite(values).all():
-        raise ValueError("the network's answer is not a number: its weights are damaged")
+        raise ValueError("a target isn't a finite number: look at image, weights and target")
     return values
 
-# %% ../nbs/07_trust.ipynb #c19f0007
+# %% ../nbs/07_trust.ipynb #c19f0008
 def place_gains(
     model: nn.Module,  # in evaluation mode
     image: torch.Tensor,  # float [3, H, W], normalised
@@ -287,9 +299,10 @@ def place_gains(
     for filling in (blurred(image), torch.zeros_like(image)):  # zero is the mean colour
         sides += keep_and_hide(image, masks, filling)
     values = torch.stack([target_values(model, side, targets) for side in sides])
-    return (values[0::2] - values[1::2]).mean(0), 1e-5 * values.abs().amax(dim=(0, 1))
+    rounding = 8 * torch.finfo(image.dtype).eps * values.abs().amax(dim=(0, 1))
+    return (values[0::2] - values[1::2]).mean(0), rounding
 
-# %% ../nbs/07_trust.ipynb #c19f000a
+# %% ../nbs/07_trust.ipynb #c19f000b
 def draw_places(
     high: int,  # height of the image in pixels
     wide: int,  # width
@@ -297,14 +310,27 @@ def draw_places(
 ) -> torch.Tensor:
     """64 shifts (down, right) in pixels, int64 [64, 2], all different; the first is none.
 
-    Every eighth of the sides, or else drawn at random from all shifts.
+    Every eighth of the sides, or else drawn at random from all shifts. Raises ValueError for an
+    image of less than 64 pixels.
     """
+    if high * wide < 64:
+        raise ValueError(
+            f"the images have {high}x{wide} pixels, expected 64 or more, for 64 places"
+        )
     if high % 8 == 0 and wide % 8 == 0:
         down, right = (torch.arange(0, side, side // 8) for side in (high, wide))
         return torch.cartesian_prod(down, right)
     others = 1 + torch.randperm(high * wide - 1, generator=generator)[:63]
     numbers = torch.cat([torch.zeros(1, dtype=torch.int64), others])
     return torch.stack([numbers // wide, numbers % wide], dim=1)
+
+
+def places_for(
+    image: torch.Tensor,  # float [3, H, W]
+) -> torch.Tensor:
+    """`draw_places` for an image: those that are drawn depend on nothing but its pixels."""
+    pixels = image.detach().cpu().float().numpy().tobytes()
+    return draw_places(*image.shape[1:], torch.Generator().manual_seed(zlib.crc32(pixels)))
 
 
 def roll_around(
@@ -314,7 +340,7 @@ def roll_around(
     """The map at each place, [64, H, W]; what leaves on one side comes in on the other."""
     return torch.stack([map_.roll(tuple(place), (0, 1)) for place in places.tolist()])
 
-# %% ../nbs/07_trust.ipynb #c19f000d
+# %% ../nbs/07_trust.ipynb #c19f000e
 @contextlib.contextmanager
 def evaluating(
     model: nn.Module,  # any network
@@ -328,7 +354,7 @@ def evaluating(
         for module, training in modes:
             module.training = training
 
-# %% ../nbs/07_trust.ipynb #c19f000e
+# %% ../nbs/07_trust.ipynb #c19f000f
 class MapCheck(NamedTuple):
     """How maps did beside their copies at 63 other places; [N], or [N, K] for K targets."""
 
@@ -342,15 +368,11 @@ LEVEL = 0.05  # 3 of 64 places
 def check_map(
     model: nn.Module,  # in evaluation mode
     image: torch.Tensor,  # float [3, H, W], normalised
-    map_: torch.Tensor,  # float [H, W] in 0..1; or [K, H, W], one for each target
+    map_: torch.Tensor,  # float [H, W] in 0..1
     targets: list,  # K functions of one image's output
     places: torch.Tensor,  # from `draw_places`
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """p and spread, [K] each. A map that is the same everywhere has p 1 and spread 0."""
-    if map_.ndim == 3:
-        pairs = zip(map_, targets, strict=True)
-        parts = [check_map(model, image, one, [target], places) for one, target in pairs]
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
     if map_.min() == map_.max():
         return torch.ones(len(targets)).double(), torch.zeros(len(targets)).double()
     gains, rounding = place_gains(model, image, roll_around(map_, places).to(image), targets)
@@ -358,7 +380,7 @@ def check_map(
     p = (gains >= gains[0] - rounding).double().mean(dim=0)
     return p, spread.where(spread > rounding, 0.0)
 
-# %% ../nbs/07_trust.ipynb #c19f0010
+# %% ../nbs/07_trust.ipynb #c19f0011
 def targets_by_image(
     targets,  # see `gradcam`
     count: int,  # number of images N
@@ -370,72 +392,87 @@ def targets_by_image(
     return named, several
 
 
-def check_shapes(
+def check_given(
     images: torch.Tensor,  # [N, 3, H, W]
     maps: dict[str, torch.Tensor],  # by layer, [N, H, W] or [N, K, H, W]
     count: int,  # number of targets K
 ):
-    """Raise ValueError for maps of another number or size than images and targets have."""
+    """Raise ValueError for maps of another number or size than images and targets have.
+
+    And for maps that aren't from 0 to 1.
+    """
     for layer, layer_maps in maps.items():
         wanted = [(len(images), *images.shape[2:]), (len(images), count, *images.shape[2:])]
         if tuple(layer_maps.shape) not in wanted:
             given = f"maps of {layer!r} are {list(layer_maps.shape)}"
             raise ValueError(f"{given}, expected {list(wanted[0])} or {list(wanted[1])}")
+        if not ((layer_maps >= 0) & (layer_maps <= 1)).all():
+            raise ValueError(f"maps of {layer!r} aren't from 0 to 1: divide each by its maximum")
 
-# %% ../nbs/07_trust.ipynb #c19f0011
+# %% ../nbs/07_trust.ipynb #c19f0012
 def check_maps(
     model: nn.Module,  # any network that `gradcam` explains
     images: torch.Tensor,  # float [N, 3, H, W], normalised
     maps: dict[str, torch.Tensor],  # by layer, in 0..1, [N, H, W] or [N, K, H, W]
     targets=None,  # [N] or [N, K], as for `gradcam`; all K are asked of a map that stands alone
-    seed: int = 0,  # fixes the places, if eight doesn't divide the sides
 ) -> dict[str, MapCheck]:
     """For each map: does its place matter more to the target than the same shape elsewhere?
 
     A permutation test. A class stands for its log-probability. 256 forward passes a map. Raises
-    ValueError for targets or maps of a wrong number, and if an answer isn't a number.
+    ValueError for targets or maps of a wrong number, size or range, if an answer isn't a number,
+    and for a norm that mixes the images of a batch.
     """
-    generator, found = torch.Generator().manual_seed(seed), {layer: [] for layer in maps}
-    with evaluating(model):
+    refuse_mixing(model, count=64)
+    found = {layer: [] for layer in maps}
+    with plain_gradients(images.device), evaluating(model):
         if targets is None:
             targets = as_logits(model(images), len(images)).argmax(1)
         rows, several = targets_by_image(targets, len(images))
-        check_shapes(images, maps, len(rows[0]))
-        for n in progress(range(len(images)), "checking maps"):
-            places = draw_places(*images.shape[2:], generator)
-            for layer in maps:
-                found[layer].append(check_map(model, images[n], maps[layer][n], rows[n], places))
+        check_given(images, maps, len(rows[0]))
+        for n, layer in progress(
+            [(n, x) for n in range(len(images)) for x in maps], "checking maps"
+        ):
+            map_, places = maps[layer][n], places_for(images[n])
+            asked = [(map_, rows[n])] if map_.ndim == 2 else zip(map_, [[t] for t in rows[n]])
+            parts = [check_map(model, images[n], one, of_it, places) for one, of_it in asked]
+            found[layer].append([torch.cat(part) for part in zip(*parts)])
     checks = {}
     for layer, pairs in found.items():
-        p, spread = map(torch.stack, zip(*pairs, strict=True))
+        p, spread = map(torch.stack, zip(*pairs))
         checks[layer] = MapCheck(p, spread) if several else MapCheck(p[:, 0], spread[:, 0])
     return checks
 
-# %% ../nbs/07_trust.ipynb #c19f0016
+# %% ../nbs/07_trust.ipynb #c19f0017
 def describe_check(
     map_: torch.Tensor,  # float [H, W]
     check: MapCheck,  # its p and spread, [2]: for the class, and for `contrast` of class and rival
     name: str,  # of the class
     rival: str,  # name of the other class
 ) -> str:
-    """What the test found, in plain words."""
+    """What the test found, in plain words. Raises ValueError for a check of another shape."""
+    if check.p.shape != (2,):
+        raise ValueError(f"describe_check needs a check of shape [2], not {list(check.p.shape)}")
     p, spread = check.p.tolist(), check.spread.tolist()
     if not map_.any():
         return f"The map is empty: nothing in the picture speaks for {name}."
     if map_.min() == map_.max():
         return "The map is the same everywhere, so there is no place to test."
     if not spread[0]:
-        return f"Whatever is hidden, the answer for {name} stays the same: no place matters."
+        return (
+            f"Wherever this shape lies, {name} gains the same: no place matters more than another."
+        )
     if p[0] > LEVEL:
         as_good = f"The same shape does as well at {round(64 * p[0]) - 1} of 63 other places"
         return f"{as_good} (p = {p[0]:.2f}), so this place proves nothing for {name}."
     better = f"This place matters more to {name} than the same shape at {64 - round(64 * p[0])}"
     sentence = f"{better} of 63 other places (p = {p[0]:.2f})."
     if p[1] > LEVEL:
-        return f"{sentence} It speaks for {rival} as well (p = {p[1]:.2f})."
+        return (
+            f"{sentence} Whether for {name} rather than for {rival} isn't shown (p = {p[1]:.2f})."
+        )
     return f"{sentence} It speaks for {name} rather than for {rival} (p = {p[1]:.2f})."
 
-# %% ../nbs/07_trust.ipynb #c19f0019
+# %% ../nbs/07_trust.ipynb #c19f001a
 def map_stability(
     images: torch.Tensor,  # float [N, 3, H, W], normalised
     maps: dict[str, torch.Tensor],  # what `explain` gives for them
@@ -444,23 +481,25 @@ def map_stability(
     """How much a map stays the same when the picture changes little, float64 [N] or [N, K].
 
     The mean rank correlation with three others: of the mirrored image, mirrored back, and of the
-    image moved by a sixteenth of its side down and right, or up and left, moved back. NaN for an
-    empty map.
+    image moved by a sixteenth of its sides down and right, or up and left, moved back. One that
+    becomes empty agrees by 0; NaN for a map that is empty itself.
     """
-    step = max(1, images.shape[3] // 16)
-    kept, moved = slice(None, -step), slice(step, None)
     high, wide = images.shape[2:]
-    down = F.pad(images, (step, 0, step, 0), mode="replicate")[..., :high, :wide]
-    up = F.pad(images, (0, step, 0, step), mode="replicate")[..., step:, step:]
+    y, x = max(1, high // 16), max(1, wide // 16)
+    upper, lower = (..., slice(None, -y), slice(None, -x)), (..., slice(y, None), slice(x, None))
+    down = F.pad(images, (x, 0, y, 0), mode="replicate")[..., :high, :wide]
+    up = F.pad(images, (0, x, 0, y), mode="replicate")[..., y:, x:]
     others = explain(images.flip(3)), explain(down), explain(up)
     found = {}
     for layer, map_ in maps.items():
-        mirrored, lower, upper = (other[layer] for other in others)
+        mirrored, of_down, of_up = (other[layer] for other in others)
         pairs = [(map_, mirrored.flip(-1))]
-        pairs.append((map_[..., kept, kept], lower[..., moved, moved]))
-        pairs.append((map_[..., moved, moved], upper[..., kept, kept]))
+        pairs += [(map_[upper], of_down[lower]), (map_[lower], of_up[upper])]
         agreements = [rank_correlation(*(side.flatten(0, -3) for side in pair)) for pair in pairs]
-        found[layer] = torch.stack(agreements).mean(0).reshape(map_.shape[:-2])
+        mean = torch.stack(agreements).nan_to_num(0).mean(0).reshape(map_.shape[:-2])
+        found[layer] = mean.masked_fill(
+            (map_.amax((-2, -1)) == map_.amin((-2, -1))).cpu(), torch.nan
+        )
     return found
 
 # %% ../nbs/07_trust.ipynb #425c4200

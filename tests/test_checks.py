@@ -29,6 +29,7 @@ from cifar_cam_lib.trust import (
     map_stability,
     roll_around,
 )
+from scripts.project import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_map_at_a_random_place_passes_as_rarely_as_it_says(side):
     maps = F.interpolate(torch.rand(count, 1, 4, 4), (side, side), mode="bilinear")[:, 0]
     shifts = torch.randint(0, side, (count, 2)).tolist()
     maps = torch.stack([map_.roll(shift, (0, 1)) for map_, shift in zip(maps, shifts)])
-    p = check_maps(model, images, {"maps": maps}, [1] * count, seed=side)["maps"].p
+    p = check_maps(model, images, {"maps": maps}, [1] * count)["maps"].p
     for places in (3, 6):
         low, high = binom.interval(0.99, count, places / 64)
         assert low <= (p <= places / 64).sum() <= high
@@ -185,12 +186,44 @@ def test_the_model_is_left_as_it_was(trained):
     assert model.training and torch.is_grad_enabled()
 
 
+def test_what_surrounds_an_image_changes_nothing(trained):
+    images = as_batch(draw_pictures(3, "test")[0])[..., :28, :28]
+    maps = gradcam(trained, images, [1, 2, 3], ("layer4",))
+    with torch.autocast("cpu", torch.bfloat16):
+        together = check_maps(trained, images, maps, [1, 2, 3])["layer4"]
+    alone = check_maps(trained, images[2:], {"layer4": maps["layer4"][2:]}, [3])["layer4"]
+    assert torch.equal(together.p[2:], alone.p)
+    mixing = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), Corner())
+    with pytest.raises(ValueError, match="'0' is a batch norm without running statistics"):
+        check_maps(mixing, images, maps, [1, 1, 1])
+
+
+def test_an_offset_of_the_answer_does_not_matter():
+    images, maps = torch.randn(2, 3, 16, 16), {"map": torch.rand(2, 16, 16)}
+    plain = check_maps(Corner(), images, maps, lambda output: output[1])["map"]
+    moved = check_maps(Corner(), images, maps, lambda output: output[1] + 50)["map"]
+    assert (plain.p - moved.p).abs().max() <= 2 / 64
+
+
 def test_wrong_maps_and_answers_are_refused():
     images, model = torch.randn(2, 3, 16, 16), Corner()
+    for wrong in (
+        255 * torch.rand(2, 16, 16),
+        torch.rand(2, 16, 16) - 0.5,
+        torch.full((2, 16, 16), torch.nan),
+    ):
+        with pytest.raises(ValueError, match="maps of 'map' aren't from 0 to 1"):
+            check_maps(model, images, {"map": wrong}, [0, 1])
+    with pytest.raises(ValueError, match="4x4 pixels, expected 64 or more"):
+        check_maps(model, images[..., :4, :4], {"map": torch.rand(2, 4, 4)}, [0, 1])
+    with pytest.raises(ValueError, match="must give a single number"):
+        check_maps(model, images, {"map": torch.rand(2, 16, 16)}, lambda output: output)
+    with pytest.raises(ValueError, match="needs a check of shape"):
+        describe_check(torch.rand(16, 16), MapCheck(torch.ones(3), torch.ones(3)), "cat", "dog")
     for shape in ((2, 8, 8), (1, 16, 16), (2, 3, 16, 16)):
         with pytest.raises(ValueError, match=r"maps of 'map' are .*, expected \[2, 16, 16\] or"):
             check_maps(model, images, {"map": torch.rand(shape)}, [[0, 1], [0, 1]])
-    with pytest.raises(ValueError, match="not a number: its weights are damaged"):
+    with pytest.raises(ValueError, match="a target isn.t a finite number"):
         check_maps(model, images * torch.nan, {"map": torch.rand(2, 16, 16)}, [0, 1])
     with pytest.raises(ValueError, match="takes classes from 0 to 1, not 2"):
         check_maps(model, images, {"map": torch.rand(2, 16, 16)}, [0, 2])
@@ -219,6 +252,14 @@ def test_an_explanation_that_follows_the_picture_is_stable():
     def stays(images):
         return {"map": torch.linspace(0, 1, 32).expand(len(images), 32, 32)}
 
+    def vanishes(images):
+        return {"map": images.mean(1) * (images[0, 0, 0, 0] == smooth[0, 0, 0, 0])}
+
+    vanishing = map_stability(smooth[:1], vanishes(smooth[:1]), vanishes)["map"]
+    assert 0 <= vanishing < 0.7, "one that becomes empty is unstable, not unknown"
+    long = torch.rand(1, 3, 8, 64)
+    assert map_stability(long, follows(long), follows)["map"].isfinite().all()
+
     def several(images):
         return {"map": torch.stack([images[:, 0], torch.zeros(len(images), 32, 32)], dim=1)}
 
@@ -245,9 +286,17 @@ BETTER = "This place matters more to cat than the same shape at {} of 63 other p
 AS_GOOD = "The same shape does as well at {} of 63 other places (p = {}), so this place proves {}"
 SENTENCES = {
     BETTER.format(62, "0.03", "It speaks for cat rather than for dog (p = 0.02)."): (2, 1, 1),
-    BETTER.format(61, "0.05", "It speaks for dog as well (p = 0.06)."): (3, 4, 1),
+    BETTER.format(61, "0.05", "Whether for cat rather than for dog isn't shown (p = 0.06)."): (
+        3,
+        4,
+        1,
+    ),
     AS_GOOD.format(3, "0.06", "nothing for cat."): (4, 1, 1),
-    "Whatever is hidden, the answer for cat stays the same: no place matters.": (64, 64, 0),
+    "Wherever this shape lies, cat gains the same: no place matters more than another.": (
+        64,
+        64,
+        0,
+    ),
 }
 
 
@@ -265,22 +314,20 @@ def test_what_was_found_is_said_in_a_sentence(sentence, found):
 def test_unproven_maps_are_marked_without_colour(trained):
     images = as_batch(draw_pictures(2, "test")[0])
     maps = gradcam(trained, images, [[1, 2], [3, 4]], ("layer3", "layer4"))
-    unproven = {
-        "layer3": torch.tensor([[True, False], [False, False]]),
-        "layer4": torch.tensor([[False, False], [True, True]]),
-    }
+    unproven = {"layer4": torch.tensor([[False, False], [True, True]])}
     names = [["a", "b"], ["c", "d"]]
     figures = [
         show_gradcam(draw_pictures(2, "test")[0], ["x", "y"], names, maps, unproven=marks)
         for marks in (None, unproven)
     ]
     marks = [[t.get_text() for t in figure.axes[0].texts].count("?") for figure in figures]
-    dashed = [
-        sum(patch.get_linestyle() == "--" for patch in figure.axes[0].patches) for figure in figures
-    ]
+    frames = [len(figure.axes[0].patches) // 2 for figure in figures]
+    assert [len(figure.texts) for figure in figures] == [0, 1], "what the mark means"
     for figure in figures:
         plt.close(figure)
-    assert marks == dashed == [0, 3]
+    assert marks == frames == [0, 2]
+    places = [patch.get_y() for patch in figures[1].axes[0].patches]
+    assert min(places) > 2, "in the row of layer4, the second"
 
 
 def test_explain_says_which_maps_to_believe(tmp_path, monkeypatch, capsys):
@@ -312,3 +359,19 @@ def test_explain_says_which_maps_to_believe(tmp_path, monkeypatch, capsys):
     assert (first.shape != second.shape or (first != second).any()) is not all(
         r["passes"] for r in rows
     )
+
+
+def test_the_record_says_what_the_chapter_does():
+    record = json.loads((ROOT / "results" / "checks.json").read_text())
+    assert record["command"] == "python -m scripts.measure.check_maps --out results/checks.json"
+    for source in ("cifar10", "drawn", "pairs"):
+        passes = record[source]["passes"]
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            assert passes["true"][layer]["share"] > 2 * passes["moved by half"][layer]["share"]
+            low, high = passes["true"][layer]["interval"]
+            assert low <= passes["true"][layer]["share"] <= high
+    against = record["pairs"]["true maps against others"]["mirrored"]
+    assert all(compared["p"] < 0.001 for compared in against.values())
+    for layer in ("layer3", "layer4"):
+        told = record["pairs"]["on the object"][layer]
+        assert told["passes"]["share"] > 0.6 > 0.4 > told["does not pass"]["share"]
