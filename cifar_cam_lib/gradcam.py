@@ -75,6 +75,19 @@ def find_layers(
             raise ValueError(f"unknown layer {layer!r}: did you mean {', '.join(near)}?")
     return {layer: known[layer] for layer in layers}
 
+# %% ../nbs/05_gradcam.ipynb #c19b0009
+@contextlib.contextmanager
+def evaluation_mode(
+    model: nn.Module,  # any network
+):
+    """A block in which the model is in evaluation mode; afterwards each part is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
+
 # %% ../nbs/05_gradcam.ipynb #146358e8
 @contextlib.contextmanager
 def capture_activations(
@@ -93,19 +106,17 @@ def capture_activations(
     if any(parameter.is_inference() for parameter in model.parameters()):
         reason = "the model was made inside torch.inference_mode, so it has no gradients"
         raise ValueError(f"{reason}: make or load it outside")
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for layer, module in modules.items():
             hook = partial(keep_output, kept, layer)
             handles.append(module.register_forward_hook(hook))
-        model.eval().requires_grad_(False)
-        yield kept
+        model.requires_grad_(False)
+        with evaluation_mode(model):
+            yield kept
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
         for parameter in trainable:
             parameter.requires_grad_(True)
 
@@ -538,8 +549,8 @@ def refuse_mixing(
     """Raise ValueError if a norm without running statistics would mix the images."""
     for name, part in model.named_modules():
         if isinstance(part, nn.BatchNorm2d) and part.running_mean is None and count > 1:
-            why = "without running statistics, so maps would depend on the other images"
-            raise ValueError(f"layer {name!r} is a batch norm {why}: give batch_size=1")
+            why = "it mixes the images of a batch"
+            raise ValueError(f"layer {name!r} is a batch norm without running statistics: {why}")
 
 # %% ../nbs/05_gradcam.ipynb #4e4f3b3f
 def gradcam(

@@ -106,61 +106,55 @@ def questions_of(
 
 def places_in_parts() -> list[torch.Tensor]:
     """The 64 places in four parts of 16, each beginning with the map's own place."""
-    places = draw_places(32, 32, torch.Generator())
+    places = draw_places(torch.zeros(3, 32, 32))
     others = places[1:][torch.randperm(63, generator=torch.Generator().manual_seed(0))]
     return [torch.cat([places[:1], part]) for part in others.split(16)]
 
 
+def map_gains(
+    model: nn.Module,  # the network
+    image: torch.Tensor,  # float [3, 32, 32]
+    map_: torch.Tensor,  # float [32, 32]
+    label: int,  # the class that was asked for
+    places: torch.Tensor,  # int64 [P, 2]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the class gains at each place, [P], and its rounding, as `check_maps` has it."""
+    with torch.no_grad():
+        masks = roll_around(map_, places)
+        gains, rounding = place_gains(model, image, masks, [log_probability(label)])
+    return gains[:, 0], rounding
+
+
+def prototype_gains(model, image, map_, label, places) -> tuple[torch.Tensor, float]:
+    """The same by an earlier form: the strongest 10, 20 and 40 % blurred or kept, averaged."""
+    order, soft = map_.flatten().argsort(descending=True, stable=True).argsort(), blurred(image)
+    gains = torch.zeros(len(places))
+    for share_kept in (0.1, 0.2, 0.4):
+        mask = (order < share_kept * order.numel()).float().reshape(32, 32)
+        sides = keep_and_hide(image, roll_around(mask, places), soft)
+        with torch.no_grad():
+            kept, hidden = (model(side).log_softmax(1)[:, label] for side in sides)
+        gains += kept - hidden
+    return gains, 0.0
+
+
 def passes(
-    gains_of: Callable,  # from places to gains [P] and their rounding
+    gains_of: Callable,  # `map_gains` or `prototype_gains`
+    model: nn.Module,  # the network
+    image: torch.Tensor,  # float [3, 32, 32]
+    map_: torch.Tensor,  # float [32, 32]
+    label: int,  # the class that was asked for
 ) -> bool:
     """Whether p <= 0.05, as `check_maps` has it; stops at the third copy that does as well."""
+    if map_.min() == map_.max():
+        return False
     as_good = 0
     for places in places_in_parts():
-        gains, rounding = gains_of(places)
+        gains, rounding = gains_of(model, image, map_, label, places)
         as_good += int((gains[1:] >= gains[0] - rounding).sum())
         if as_good + 1 > 64 * LEVEL:
             return False
     return True
-
-
-def map_passes(
-    model: nn.Module,  # the network
-    image: torch.Tensor,  # float [3, 32, 32]
-    map_: torch.Tensor,  # float [32, 32]
-    label: int,  # the class that was asked for
-) -> bool:
-    """The same for one map."""
-
-    def gains_of(places):
-        masks, targets = roll_around(map_, places), [log_probability(label)]
-        with torch.no_grad():
-            gains, rounding = place_gains(model, image, masks, targets)
-        return gains[:, 0], rounding
-
-    return bool(map_.min() < map_.max()) and passes(gains_of)
-
-
-def prototype_passes(
-    model: nn.Module,  # the network
-    image: torch.Tensor,  # float [3, 32, 32]
-    map_: torch.Tensor,  # float [32, 32]
-    label: int,  # the class that was asked for
-) -> bool:
-    """The same by an earlier form: the strongest 10, 20 and 40 % blurred or kept, averaged."""
-    order, soft = map_.flatten().argsort(descending=True, stable=True).argsort(), blurred(image)
-    masks = [(order < share * order.numel()).float().reshape(32, 32) for share in (0.1, 0.2, 0.4)]
-
-    def gains_of(places):
-        gains = torch.zeros(len(places))
-        for mask in masks:
-            sides = keep_and_hide(image, roll_around(mask, places), soft)
-            with torch.no_grad():
-                kept, hidden = (model(side).log_softmax(1)[:, label] for side in sides)
-            gains += kept - hidden
-        return gains, 0
-
-    return passes(gains_of)
 
 
 def occlusion(
@@ -225,7 +219,7 @@ def candidates(
 
 
 def is_high(
-    gains: torch.Tensor,  # [64, 1], at all places
+    gains: torch.Tensor,  # [64], at all places
     number: int,  # of the place in question
     rounding: torch.Tensor,  # [1], see `place_gains`
 ) -> bool:
@@ -244,16 +238,14 @@ def moved(
 
     Those are among the 64 places, so the same gains are ranked anew.
     """
-    places = draw_places(32, 32, torch.Generator())
+    places = draw_places(torch.zeros(3, 32, 32))
     draw = torch.Generator().manual_seed(PLACES + seed)
     anywhere = torch.randint(0, 64, (len(images),), generator=draw).tolist()
     found = {name: {} for name in ("true", "wrong place", "moved by 8", "moved by half")}
     for layer in LAYERS:
         rows = []
         for n, (image, label) in enumerate(zip(images, classes.tolist())):
-            masks = roll_around(true[layer][n], places)
-            with torch.no_grad():
-                gains, rounding = place_gains(model, image, masks, [log_probability(label)])
+            gains, rounding = map_gains(model, image, true[layer][n], label, places)
             numbers = (
                 0,
                 anywhere[n],
@@ -279,12 +271,14 @@ def measure_block(
     found, labels = moved(model, images, classes, true, start), classes.tolist()
     for name, by_layer in maps.items():
         found[name] = {
-            layer: [map_passes(model, *row) for row in zip(images, layer_maps, labels)]
+            layer: [passes(map_gains, model, *row) for row in zip(images, layer_maps, labels)]
             for layer, layer_maps in by_layer.items()
         }
     if source != "pairs":
         found["prototype"] = {
-            layer: [prototype_passes(model, *row) for row in zip(images, true[layer], labels)]
+            layer: [
+                passes(prototype_gains, model, *row) for row in zip(images, true[layer], labels)
+            ]
             for layer in LAYERS
         }
     row = {"passed": found}
