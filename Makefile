@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust checks own clean
+.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust checks own stress clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -85,6 +85,9 @@ checks: setup ## measure how good the test of a single map is, for chapter 7 (tw
 
 own: setup ## measure fine-tuning with few pictures, and the maps of a small ViT, for chapter 10 (an hour or two)
 	@$(BIN)/python -m scripts.measure.own --out results/own.json
+
+stress: setup ## try to break it: kills, bad downloads, damaged and dear files (at most 45 minutes)
+	@$(BIN)/python -m scripts.measure.stress --out results/stress.json
 
 clean: ## delete .venv and what the tests leave; runs/ and data/ stay
 	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

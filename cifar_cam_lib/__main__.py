@@ -1,20 +1,98 @@
-"""The command `cifar-cam`, also as `python -m cifar_cam_lib`: its words first, PyTorch afterwards."""
+"""The command `cifar-cam`, also as `python -m cifar_cam_lib`: it stops with care, loads its words first and PyTorch
+afterwards."""
 
+import contextlib
 import os
+import signal
 import sys
+import time
+import warnings
 
-from .settings import parse
+# Ctrl-C, the end of a program, the end of its terminal; Windows lacks the last
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class PatientOutput:
+    """Standard output or error that a closed pipe, a full disk or a foreign alphabet stops nothing."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write at once; what can't be written is dropped, which is said once on the other stream."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError as error:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.stream.fileno())  # also for what the stream still holds
+            os.close(nothing)
+            if self is sys.stdout:
+                print(
+                    f"cifar-cam: standard output is lost ({error.strerror}), the work goes on",
+                    file=sys.stderr,
+                )
+        return len(text)
+
+
+def name_of(number: int) -> str:
+    """A signal as people call it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def stop_at_once(number: int, frame):
+    """Nothing has begun yet, so there is nothing to lose."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"cifar-cam: stopped by {name_of(number)}\n".encode())
+    os._exit(128 + number)
+
+
+def stop_with_care(first: list, parent: int):
+    """What to do at a signal: end as at Ctrl-C; impatience, more signals within ten seconds, changes nothing."""
+
+    def stop(number: int, frame):
+        if os.getpid() != parent:  # a worker process
+            os._exit(128 + number)
+        if not first or time.monotonic() - first[-1] > 10:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt(number)
+
+    return stop
+
+
+def listen(action):
+    """Have the signals answered by `action`, but for those that were switched off, as `nohup` does."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 def start() -> int:
-    """Run the command of the terminal and return its exit code, see `cifar_cam_lib.main.execute`."""
+    """Run the command of the terminal and return its exit code, see `cifar_cam_lib.runs.tell`."""
+    listen(stop_at_once)
+    for name in ("stdout", "stderr"):
+        if hasattr(getattr(sys, name), "reconfigure"):  # there is none if it was closed
+            setattr(sys, name, PatientOutput(getattr(sys, name)))
+    if not sys.warnoptions:  # those of other libraries are for programmers, who call `python -W default`
+        warnings.simplefilter("ignore")
+    from .settings import parse
+
     command = parse(sys.argv[1:])  # --help and a mistake end here, before torch is loaded
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, so no window is opened
     # What Apple's GPU can't do is done by the CPU, and PyTorch says so.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     from .main import execute
 
-    return execute(command)
+    listen(stop_with_care([], os.getpid()))
+    code = execute(command)
+    listen(signal.SIG_IGN)  # all is written; impatience shall not change the exit code
+    return code
 
 
 if __name__ == "__main__":

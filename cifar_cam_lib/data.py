@@ -8,12 +8,10 @@ __all__ = ['CIFAR10_MEAN', 'CIFAR10_STD', 'LabelledImages', 'load_images', 'imag
            'make_loader', 'denormalise', 'show_augmented', 'as_batch', 'read_picture']
 
 # %% ../nbs/01_data.ipynb #ea710088
-import contextlib
 import functools
 import os
 import random
 import textwrap
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .drawn import CLASS_NAMES, draw_pictures
+from .runs import have_cifar10, open_picture, verify_cifar10
 
 # %% ../nbs/01_data.ipynb #13a2fbe0
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Albumentations asks the network at import
@@ -61,27 +60,6 @@ def import_cifar10():
             "or run `make setup`, which repairs the pair inside .venv"
         ) from error
     return CIFAR10
-
-
-def verify_cifar10(
-    root: Path,  # folder that contains `cifar-10-batches-py`
-):
-    """Compare every CIFAR-10 file with its published md5.
-
-    Raises OSError for a missing or altered one, naming it.
-    """
-    from torchvision.datasets.utils import check_integrity
-
-    cifar10 = import_cifar10()
-    meta = cifar10.meta["filename"], cifar10.meta["md5"]
-    for name, md5 in [*cifar10.train_list, *cifar10.test_list, meta]:
-        file = root / cifar10.base_folder / name
-        if not check_integrity(str(file), md5):
-            problem = "truncated or altered (its md5 differs)" if file.is_file() else "missing"
-            raise OSError(
-                f"CIFAR-10 file {name} in the data folder {root} is {problem}: "
-                "delete the folder cifar-10-batches-py and download it again"
-            )
 
 # %% ../nbs/01_data.ipynb #edde3dd0
 def check_images(
@@ -181,16 +159,9 @@ def read_cifar10(
 
     Raises FileNotFoundError if it's absent and can't be fetched, OSError if a file is damaged.
     """
-    cifar10 = import_cifar10()
-    if not (root / cifar10.base_folder).exists():
-        missing = f"CIFAR-10 is not in the data folder {root}"
-        if not download:
-            raise FileNotFoundError(missing)
-        try:
-            cifar10(root, download=True)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(f"{missing} and could not be downloaded ({error})") from error
+    have_cifar10(root, download)
     verify_cifar10(root)
+    cifar10 = import_cifar10()
     splits = cifar10(root, train=True), cifar10(root, train=False)
     return tuple(
         LabelledImages(split.data, split.targets, CLASS_NAMES, "cifar10") for split in splits
@@ -554,51 +525,6 @@ def as_batch(
     scale = 1 if images.dtype == np.uint8 else 255
     batch = torch.from_numpy(np.ascontiguousarray(images)).float() * scale
     return normalise(batch, mean, std)
-
-# %% ../nbs/01_data.ipynb #78c7d63a
-UPRIGHT = {  # what to do with a picture, by the camera's note on how it was held (EXIF 0x0112)
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def open_picture(
-    path: Path,  # JPEG, PNG, ...: grey of 8 or 16 bits, RGB, RGBA or palette, of any size
-) -> Image.Image:
-    """The picture, upright, in RGB; of an animation the first image.
-
-    Raises OSError, naming the file, if it can't be read.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("a pipe would be waited for, and a folder can't be read")
-        with Image.open(path) as picture:
-            picture.load()  # a TIFF is turned here, by Pillow, and forgets its note
-            turn = None
-            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-                # A broken note must not cost us the picture
-                turn = UPRIGHT.get(picture.getexif().get(0x0112))
-            if turn is not None:
-                picture = picture.transpose(turn)
-            if picture.mode == "F" or (picture.mode, picture.format) == ("I", "TIFF"):
-                raise ValueError("its numbers, of 32 bits, may mean anything")
-            if picture.mode.startswith("I"):  # 16 bits: Pillow would cut off what is above 255
-                bits = np.asarray(picture).clip(0, 65535) >> 8
-                picture = Image.fromarray(bits.astype(np.uint8))
-            picture = picture.convert("RGBA")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture {path}") from None
-    except Image.DecompressionBombError as error:
-        raise OSError(f"{path} is too large: {error}") from error
-    except Exception as error:  # damaged files make PIL raise many kinds
-        raise OSError(f"{path} is not a picture that can be read, or is truncated") from error
-    grey = Image.new("RGBA", picture.size, "grey")  # behind what is transparent
-    return Image.alpha_composite(grey, picture).convert("RGB")
 
 # %% ../nbs/01_data.ipynb #7f140ac5
 def read_picture(

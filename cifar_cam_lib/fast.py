@@ -8,6 +8,7 @@ __all__ = ['augment_indices', 'BatchedImages', 'choose_precision', 'Muon', 'wide
 # %% ../nbs/08_fast.ipynb #dcd59810
 import math
 import platform
+import sys
 
 import numpy as np
 import torch
@@ -206,6 +207,12 @@ def cpu_abilities() -> dict:
     """What the CPU can do, by name; empty before PyTorch 2.10, which doesn't tell."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
+
+def computes_bfloat16() -> bool:
+    """Whether the CPU has instructions of its own for bfloat16; no, if we can't know."""
+    abilities = cpu_abilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
 # %% ../nbs/08_fast.ipynb #86d6bb5a
 def choose_precision(
     name: str,  # "float32", "bfloat16", "float16", or "auto"
@@ -217,9 +224,21 @@ def choose_precision(
     if device.type == "cuda":  # bfloat16 came with compute capability 8
         modern = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if modern else torch.float16
-    abilities = cpu_abilities()
-    fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if computes_bfloat16() else torch.float32
+
+# %% ../nbs/08_fast.ipynb #c8200002
+def warn_of_imitation(
+    precision: str,  # as for `choose_precision`
+    device: torch.device,  # where to compute
+    command: str,  # to which "--precision float32" can be added
+):
+    """Say so on stderr if a CPU only imitates this number format, many times slower."""
+    chosen = choose_precision(precision, device)
+    slow = cpu_abilities().get("architecture") == "x86_64" and not computes_bfloat16()
+    if device.type == "cpu" and (chosen is torch.float16 or chosen is torch.bfloat16 and slow):
+        name = str(chosen).removeprefix("torch.")
+        advice = f"for float32 press Ctrl-C, then: {command} --precision float32"
+        print(f"This chip only imitates {name}, many times slower; {advice}", file=sys.stderr)
 
 # %% ../nbs/08_fast.ipynb #b2d94c86
 def describe_chip(

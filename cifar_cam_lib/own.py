@@ -11,17 +11,12 @@ import copy
 import difflib
 import glob
 import hashlib
-import json
 import math
 import os
-import shlex
 import sys
-import tempfile
-import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +32,6 @@ from cifar_cam_lib.data import (
     as_batch,
     channel_statistics,
     denormalise,
-    open_picture,
     read_picture,
     split_validation,
     tile_extent,
@@ -45,7 +39,16 @@ from cifar_cam_lib.data import (
 from .drawn import CLASS_NAMES, SIDE
 from .gradcam import Maps, contrast, draw_map, gradcam, show_gradcam, suggest_layers
 from .model import ResNet
-from .training import atomic_write, load_model, load_shipped_model, progress
+from cifar_cam_lib.runs import (
+    check_finished,
+    fetch,
+    make_empty_folder,
+    open_picture,
+    printable,
+    read_record,
+    write_json,
+)
+from .training import load_model, load_shipped_model, progress
 from .trust import LEVEL, MapCheck, check_maps, describe_check, map_stability
 
 # %% ../nbs/10_your_own.ipynb #0d23d6ca
@@ -166,13 +169,6 @@ def show_explained(
     return show_gradcam(explained.images, headers, names, explained.maps, unproven=failed)
 
 # %% ../nbs/10_your_own.ipynb #d3a5828d
-def printable(
-    name: str,  # of a file or a folder
-) -> str:
-    """The name as text for people, however the file system writes an umlaut or another alphabet."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
-
-
 def files_below(
     folder: Path,  # a folder
 ) -> list[Path]:
@@ -276,14 +272,6 @@ def replace_head(
     changed.head = nn.Linear(changed.head.in_features, num_classes, bias=False)
     return changed.train()
 
-# %% ../nbs/10_your_own.ipynb #84853892
-def write_json(
-    path: Path,  # where to; an existing file is replaced as a whole
-    content: dict | list,  # what to write
-):
-    """Write readable JSON, in one piece or not at all."""
-    atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
-
 # %% ../nbs/10_your_own.ipynb #ed860ada
 def describe_images(
     images: dict[str, LabelledImages],  # by split, "train" among them
@@ -316,9 +304,10 @@ def check_told(
     images: dict,  # from a run's config.json, which anybody may have edited
 ):
     """Raise KeyError or ValueError for names, a size or a scale that no run has."""
-    names = [name for name in images["class_names"] if isinstance(name, str)]
+    texts = [name for name in images["class_names"] if isinstance(name, str)]
+    names = [name for name in texts if name == printable(name)]
     if not isinstance(images["class_names"], list) or len(set(names)) < len(images["class_names"]):
-        raise ValueError("its class names aren't different texts")
+        raise ValueError("its class names aren't different texts of one line")
     if images["image_size"] not in range(8, 513) or not isinstance(images["sha256"], dict):
         raise ValueError("its image size or its checksums are none")
     scale = np.array([images["mean"], images["std"]], dtype=float)
@@ -334,17 +323,14 @@ def recorded_images(
 
     Raises OSError if the file is missing or damaged.
     """
-    path = folder / "config.json"
+    images = read_record(folder).get("images")
+    if images is None:
+        return CIFAR10_IMAGES | {"sha256": {}}
     try:
-        images = json.loads(path.read_text()).get("images")
-        if images is None:
-            return CIFAR10_IMAGES | {"sha256": {}}
         check_told(images)
         return images | {name: tuple(images[name]) for name in ("class_names", "mean", "std")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise OSError(f"{path} is damaged ({error})") from error
-    except OSError as error:
-        raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
+        raise OSError(f"{folder / 'config.json'} is damaged ({error})") from error
 
 
 def check_recorded(
@@ -377,9 +363,7 @@ def load_classifier(
 
     Raises OSError if the run isn't finished, or its weights aren't those of such a network.
     """
-    if (folder / "checkpoint.pt").exists():
-        command = f"cifar-cam resume --run {shlex.quote(str(folder))}"
-        raise OSError(f"{folder} is not finished: continue with {command}")
+    check_finished(folder)
     weights = folder / "model.safetensors"
     model = load_model(weights)
     if (classes := model.head.out_features) != len(class_names):
@@ -392,8 +376,8 @@ def find_pictures(
 ) -> list[Path]:
     """The picture files, each once; those of a folder or a pattern in the order of their names.
 
-    What can't be read in a folder is left out and named on stderr. Raises OSError for a file named
-    by itself that can't be read, and for a place without a picture.
+    What can't be read in a folder is left out and named on stderr. Raises OSError for one of
+    several files that can't be read, and for a place without a picture.
     """
     if not places:
         raise ValueError("name at least one picture")
@@ -408,7 +392,8 @@ def find_pictures(
             )
             files = [path for path in files if path.is_file() and readable(path)]
         else:
-            open_picture(place)  # an error now, before anything is written
+            if len(places) > 1 or not place.is_file():  # an error now, not after some pages
+                open_picture(place)
             files = [place]
         if not files:
             raise FileNotFoundError(f"there is no picture in {printable(str(place))}")
@@ -455,23 +440,6 @@ def file_stems(
             stem, number = f"{printable(path.stem)}-{number}", number + 1
         stems.append(stem)
     return stems
-
-# %% ../nbs/10_your_own.ipynb #675643e6
-def make_empty_folder(
-    folder: Path,  # new, or empty
-):
-    """Make a folder for results. Raises OSError if it can't be made, or if it isn't empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
-        with tempfile.TemporaryFile(dir=folder):  # may we write here? Better to know it now
-            pass
-    except FileExistsError as error:
-        raise OSError(f"the output folder {folder} is a file") from error
-    except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder} ({error.strerror})") from error
-    if not empty:
-        raise OSError(f"the output folder {folder} is not empty: choose another one")
 
 # %% ../nbs/10_your_own.ipynb #ee100083
 def name_pages(
@@ -673,20 +641,14 @@ def load_safely(
 
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path, flag = folder / Path(weights.url).name, "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    missing = f"the weights of {name} are not on this machine, and"
     if not path.is_file():
-        if os.environ.get("IN_TEST"):
-            raise FileNotFoundError(f"{missing} a test does not download")
-        if folder.parts[0] == "~":
-            raise FileNotFoundError(f"{missing} there is no home folder for them: set TORCH_HOME")
-        print(f"Fetching the weights of {name}, once.", file=sys.stderr)
+        missing = f"the weights of {name} are not on this machine"
+        digest = "sha256:" + path.stem.rpartition("-")[2]  # torchvision's names end in eight digits
+        fetch(missing, weights.url, path, digest, round(weights.meta["_file_size"] * 2**20))
     before = os.environ.get(flag, "")
     os.environ[flag] = "1"  # a file of weights is a pickle, which could run code otherwise
     try:
         return get_model(name, weights=weights).eval()
-    except (OSError, HTTPException) as error:
-        reason = f"can't be fetched from {weights.url} ({error!r})"
-        raise FileNotFoundError(f"{missing} {reason}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         kind = type(error).__name__
         raise OSError(f"{path} is damaged ({kind}): delete it and try again") from error

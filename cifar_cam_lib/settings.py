@@ -7,7 +7,6 @@ __all__ = ['PRESETS', 'Config', 'parse']
 
 # %% ../nbs/appendix_settings.ipynb #68645245
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ import tyro
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from . import __version__
+from .runs import read_record
 
 # %% ../nbs/appendix_settings.ipynb #fe9a968f
 OURS = {  # what the recipes of this course have in common, see chapter 9
@@ -267,24 +267,34 @@ def read_config(
 
     Raises OSError if the file is missing or damaged, ValueError if the changes don't fit it.
     """
-    path = folder / "config.json"
+    told = read_record(folder)
     try:
-        settings = json.loads(path.read_text())["settings"]
-        read_settings(settings)
-    except (KeyError, TypeError, ValueError) as error:  # ValueError: also from json and utf-8
-        raise OSError(f"{path} is damaged ({error})") from error
-    except OSError as error:
-        raise OSError(f"{folder} is not the folder of a run: it has no config.json") from error
-    return read_settings(settings, **changes)
+        read_settings(told["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise OSError(f"{folder / 'config.json'} is damaged ({error})") from error
+    return read_settings(told["settings"], **changes)
 
 # %% ../nbs/appendix_settings.ipynb #e3595e93
 @dataclass(frozen=True)
+class Data:
+    """Fetch CIFAR-10 if it isn't there, verify it, and tell what is there and where."""
+
+    data_root: Path | None = None  # folder that contains cifar-10-batches-py, or will
+    # address of the archive, https://...; else CIFAR_CAM_MIRROR, else the home of the data set
+    mirror: str | None = None
+    # fetch the archive (170 MB) if need be; one that lies in the folder is used in any case
+    download: bool = True
+
+
+@dataclass(frozen=True)
 class Resume:
-    """Continue an interrupted run after its last whole epoch."""
+    """Continue an interrupted run from its last state, at most five minutes before it stopped."""
 
     run: Path  # folder of the interrupted run
     data_root: Path | None = None  # folder that contains cifar-10-batches-py
     data_folder: Path | None = None  # folder of your own pictures, if the run was trained on them
+    device: Literal["cpu", "cuda", "mps"] | None = None  # where to compute; else where it began
+    precision: Literal["float32", "bfloat16"] | None = None  # digits; else those it began with
 
 
 @dataclass(frozen=True)
@@ -322,7 +332,7 @@ os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # one sentence, witho
 
 def parse(
     arguments: list[str],  # words of the command line
-) -> Config | Resume | Evaluate | Explain:
+) -> Config | Data | Resume | Evaluate | Explain:
     """What the command line asks for.
 
     Raises SystemExit, with code 0 after printing help or version, with 2 after a mistake.
@@ -345,6 +355,7 @@ def parse(
     train = subcommand("train", default=default, description=about)
     return tyro.cli(
         Annotated[Config, train]
+        | Annotated[Data, subcommand("data")]
         | Annotated[Resume, subcommand("resume")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Explain, subcommand("explain")],

@@ -10,29 +10,27 @@ __all__ = ['l1_penalty', 'make_loss', 'make_optimizer', 'make_schedule', 'Step',
 # %% ../nbs/03_training.ipynb #5448cd7b
 import csv
 import hashlib
-import io
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import safetensors
 import torch
 import torch.nn.functional as F
 from matplotlib.ticker import MaxNLocator
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .model import ResNet, resnet18, unwrap
+from .runs import atomic_write, fetch, matches, read_tensors
 
 # %% ../nbs/03_training.ipynb #fdefd993
 def l1_penalty(
@@ -177,6 +175,8 @@ class Training:
     history: History = field(default_factory=History)  # of the finished epochs
     steps: list[Step] = field(default_factory=list)  # of the epoch under way
     passed: list[Step] = field(default_factory=list)  # of the last whole pass over the loader
+    # when the epoch under way began, on the clock of `perf_counter`
+    started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self):
         device, scaled = next(self.model.parameters()).device, self.precision is torch.float16
@@ -216,6 +216,7 @@ class Training:
             "epochs": self.history.epochs,
             "history_steps": [tuple(step) for step in self.history.steps],
             "steps": [tuple(step.read()) for step in self.steps],
+            "seconds": time.perf_counter() - self.started,
             "random": torch.get_rng_state(),
             "random_on_gpus": torch.cuda.get_rng_state_all(),
         }
@@ -227,9 +228,13 @@ class Training:
         """
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        steps = [Step(*step) for step in state["history_steps"]]
-        self.history = History(state["epochs"], steps)
-        self.steps = [Step(*step) for step in state["steps"]]
+        rows = [dict(row) for row in state["epochs"]]
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+            raise ValueError("its history has other epochs than 1, 2, 3, ...")
+        steps = [Step(*step).read() for step in state["history_steps"]]
+        self.history = History(rows, steps)
+        self.steps = [Step(*step).read() for step in state["steps"]]
+        self.started = time.perf_counter() - state["seconds"]
         torch.set_rng_state(state["random"])
         torch.cuda.set_rng_state_all(state["random_on_gpus"][: torch.cuda.device_count()])
 
@@ -330,7 +335,7 @@ def fit(
     """
     history, schedule = training.history, training.schedule
     for epoch in range(len(history.epochs) + 1, epochs + 1):
-        start = time.perf_counter()
+        training.started = training.started if training.steps else time.perf_counter()
         set_epoch(train_loader, epoch, sum(step.images for step in training.steps))
         loss, accuracy = train_epoch(training, train_loader, loss_function)
         training.steps = training.passed  # they count until the row is there, if we are interrupted
@@ -354,7 +359,7 @@ def fit(
         elif schedule is not None and not isinstance(schedule, OneCycleLR):
             schedule.step()
         row["learning_rate"] = training.steps[-1].learning_rate
-        row["seconds"] = round(time.perf_counter() - start, 2)
+        row["seconds"] = round(time.perf_counter() - training.started, 2)
         training.end_epoch(row)
         yield row
 
@@ -400,20 +405,6 @@ def log_epoch(
         writer.add_scalar("step/learning_rate", step.learning_rate, number)
     writer.flush()
 
-# %% ../nbs/03_training.ipynb #f104e704
-def atomic_write(
-    path: str | Path,  # where to; an existing file is replaced as a whole
-    content: bytes,  # what to write
-):
-    """Write a file in one piece or not at all. Raises OSError if it can't be written."""
-    part = Path(f"{path}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
 # %% ../nbs/03_training.ipynb #950defb3
 def save_weights(
     model: nn.Module,  # the network, compiled or wrapped or not
@@ -434,16 +425,13 @@ def load_model(
     """The ResNet-18 of a file of weights, in float32, in evaluation mode.
 
     Width and number of classes follow from the file. Raises FileNotFoundError, or OSError if the
-    file isn't safetensors, is truncated, or holds another network.
+    file isn't safetensors, is truncated, or holds another network or what is no number.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        tensors = load_file(path)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path} is not a safetensors file, or is truncated ({error})") from error
+    tensors = read_tensors(path)
     try:
         num_classes, width = len(tensors["head.weight"]), len(tensors["stem.0.weight"])
+        with torch.device("meta"):  # do the shapes fit? Here they take no memory
+            resnet18(num_classes, width).load_state_dict(tensors, assign=True)
         model = resnet18(num_classes, width)
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -451,33 +439,17 @@ def load_model(
         raise OSError(message) from error
     return model.eval()
 
-# %% ../nbs/03_training.ipynb #10cc6299
-def save_checkpoint(
-    path: str | Path,  # where to; an existing file is replaced as a whole
-    training: Training,  # at any moment between two steps
-):
-    """Write everything that a resumed run needs, in one piece or not at all."""
-    content = io.BytesIO()
-    torch.save(training.state_dict(), content)
-    atomic_write(path, content.getbuffer())
-
 # %% ../nbs/03_training.ipynb #37b21c90
-def load_checkpoint(
-    path: str | Path,  # a file from `save_checkpoint`
+def restore(
     training: Training,  # of the same kinds of model, optimizer, schedule; changed in place
+    state: dict,  # from `Training.state_dict`
 ):
-    """Continue a training where it was saved.
-
-    Raises OSError if the file is missing or doesn't fit.
-    """
+    """Continue a training where its state was taken. Raises OSError if it doesn't fit."""
     try:
-        # weights_only: never runs code from the file
-        training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for a damaged file
+        training.load_state_dict(state)
+    except Exception as error:  # torch raises many kinds for what doesn't fit
         kind = type(error).__name__
-        raise OSError(f"{path} is not a checkpoint of this training ({kind})") from error
+        raise OSError(f"the state is not one of this training ({kind}: {error})") from error
 
 # %% ../nbs/03_training.ipynb #05ced2ef
 SHIPPED_SHA256 = {  # by images and width
@@ -486,6 +458,7 @@ SHIPPED_SHA256 = {  # by images and width
     ("drawn", 16): "96bba037c0db207a016eaaa8dc884242a2a66bdaa242219c96292b4fbdb847e7",
 }
 LARGE = "results/cifar10-modern/model.safetensors"  # in the repository
+LARGE_SIZE = 22_353_312  # its bytes
 ADDRESS = "https://github.com/cifar-cam/cifar_cam_lib/raw/main/" + LARGE
 
 
@@ -498,25 +471,12 @@ def fetch_large(
     """
     checkout, folder = Path(__file__).parent.parent / LARGE, Path(torch.hub.get_dir())
     cached = folder / "checkpoints" / f"cifar_cam_lib-{expected[:16]}.safetensors"
+    digest = f"sha256:{expected}"
     for path in (checkout, cached):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+        if matches(path, digest):
             return path
-    message = "the network of width 64 is not on this machine, and"
-    if os.environ.get("IN_TEST"):
-        raise FileNotFoundError(f"{message} a test does not download")
-    if folder.parts[0] == "~":
-        raise FileNotFoundError(f"{message} there is no home folder to keep it in: set TORCH_HOME")
-    print("Fetching the network of width 64, 22 MB, once.", file=sys.stderr)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(ADDRESS, str(cached), expected)
-    except (OSError, HTTPException) as error:
-        reason = f"can't be fetched from {ADDRESS} to {cached.parent}"
-        raise FileNotFoundError(f"{message} {reason} ({error!r})") from error
-    except RuntimeError as error:  # another checksum
-        reason = "was damaged on the way, or is newer than this version"
-        raise OSError(f"{message} what {ADDRESS} gave {reason}: try again, then update") from error
-    return cached
+    missing = "the network of width 64 is not on this machine"
+    return fetch(missing, ADDRESS, cached, digest, LARGE_SIZE)
 
 # %% ../nbs/03_training.ipynb #bf587876
 def load_shipped_model(

@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import shutil
-import urllib.error
 import weakref
 
 import cv2
@@ -16,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, TensorDataset
 
-from cifar_cam_lib import data
+from cifar_cam_lib import data, runs
 from cifar_cam_lib.data import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -31,7 +30,6 @@ from cifar_cam_lib.data import (
     epoch_size,
     evaluation_transform,
     image_grid,
-    import_cifar10,
     load_images,
     make_loader,
     open_picture,
@@ -63,38 +61,36 @@ def test_without_data_a_test_draws_and_says_why(tmp_path, capsys):
     assert "a test does not download" in said and str(tmp_path) not in said
 
 
-class Unreachable:
-    """In place of torchvision's CIFAR10: a download without a network."""
-
-    base_folder = FOLDER
-
-    def __init__(self, root, download):
-        raise urllib.error.URLError("no network")
-
-
 def test_without_network_the_course_draws_and_says_why(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("IN_TEST")
-    monkeypatch.setattr(data, "import_cifar10", lambda: Unreachable)
+    monkeypatch.setenv("CIFAR_CAM_MIRROR", "http://127.0.0.1:1/cifar")  # where nobody listens
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(runs, "PAUSE", 0)
     assert load_images("auto", tmp_path, drawn_count=50)[0].source == "drawn"
-    assert "the download failed with URLError" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+    assert "the download failed with ConnectionError" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="can't be fetched from http://127.0.0.1:1/cifar"):
         load_images("cifar10", tmp_path)
 
 
 def test_a_download_is_used(tmp_path, monkeypatch, cifar10_root):
-    real, calls = import_cifar10(), []
+    calls = []
 
-    class Download(real):
-        def __init__(self, root, train=True, download=False):
-            if download:
-                calls.append(root)
-                (root / FOLDER).symlink_to(cifar10_root / FOLDER)
-            super().__init__(root, train=train)
+    def fetch_alone(missing, address, path, digest, size):
+        calls.append((address, path, digest, size))
+        path.write_bytes(b"archive")
+
+    def unpack(archive, folder):
+        folder.symlink_to(cifar10_root / FOLDER)
 
     monkeypatch.delenv("IN_TEST")
-    monkeypatch.setattr(data, "import_cifar10", lambda: Download)
+    monkeypatch.delenv("CIFAR_CAM_MIRROR", raising=False)
+    monkeypatch.setattr(runs, "fetch_alone", fetch_alone)
+    monkeypatch.setattr(runs, "unpack", unpack)
     assert load_images("cifar10", tmp_path)[1].source == "cifar10"
-    assert calls == [tmp_path]
+    address = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    digest = "md5:c58f30108f718f92721af3b95e74349a"
+    assert calls == [(address, tmp_path / f"{FOLDER}.tar.gz", digest, 170_498_071)]
+    assert os.listdir(tmp_path) == [FOLDER]
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):

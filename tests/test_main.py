@@ -22,15 +22,13 @@ from cifar_cam_lib import main as module
 from cifar_cam_lib import settings
 from cifar_cam_lib.data import draw_once, import_cifar10, read_picture
 from cifar_cam_lib.fast import choose_precision
-from cifar_cam_lib.main import RunStopped, cli, evaluate, explain, load_splits, resume, run
+from cifar_cam_lib.main import cli, evaluate, explain, load_splits, resume, run
 from cifar_cam_lib.model import resnet18
+from cifar_cam_lib.runs import atomic_write, new_run_folder, save_state, states_of, write_json
 from cifar_cam_lib.settings import PRESETS, Config
 from cifar_cam_lib.training import (
     SHIPPED_SHA256,
-    Training,
     load_model,
-    make_optimizer,
-    save_checkpoint,
     save_weights,
 )
 
@@ -80,11 +78,11 @@ def test_a_run_leaves_its_files(small_run):
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["train_loss"]) == small_run.history.epochs[1]["train_loss"]
-    assert not (folder / "checkpoint.pt").exists() and not list(folder.glob("*.part"))
+    assert config["finished"] and not states_of(folder) and not list(folder.glob("*.part"))
     assert str(folder.parent) not in (folder / "config.json").read_text()
 
 
-def test_tensorboard_holds_scalars_graph_and_figures(small_run):
+def test_tensorboard_holds_scalars_and_figures(small_run):
     events = EventAccumulator(str(small_run.folder / "tb")).Reload()
     tags = events.Tags()
     assert {
@@ -95,7 +93,7 @@ def test_tensorboard_holds_scalars_graph_and_figures(small_run):
         "step/learning_rate",
         "step/objective",
     } <= set(tags["scalars"])
-    assert {"augmented", "mistakes", "gradcam_1"} <= set(tags["images"]) and tags["graph"]
+    assert {"augmented", "network", "mistakes", "gradcam_1"} <= set(tags["images"])
     assert len(events.Scalars("step/objective")) == len(small_run.history.steps) == 24
 
 
@@ -209,49 +207,6 @@ def test_evaluate_repeats_the_numbers_from_the_weights(small_run, tmp_path, caps
     assert torch.equal(evaluate(tmp_path).logits, small_run.test.logits)
 
 
-def test_an_interrupted_run_continues_as_if_nothing_had_happened(
-    small_run, tmp_path, monkeypatch, no_figures
-):
-    folder, epoch_line = tmp_path / "broken", module.describe_epoch
-
-    def full_disk(row):
-        if row["epoch"] == 2:
-            raise OSError("no space left on device")
-        return epoch_line(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "describe_epoch", full_disk)
-        with pytest.raises(RunStopped, match="no space left.*resume --run"):
-            run(small(out=folder))
-    assert (folder / "checkpoint.pt").exists() and not (folder / "metrics.json").exists()
-    assert cli(["resume", "--run", str(folder)]) == 0
-    assert sha256(folder) == sha256(small_run.folder)
-    assert len((folder / "history.csv").read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize("name", ["log_epoch", "save_checkpoint"])
-def test_an_interruption_at_the_end_of_an_epoch_leaves_no_gap(
-    name, small_run, tmp_path, no_figures, monkeypatch
-):
-    folder, right = tmp_path / "broken", getattr(module, name)
-
-    def broken(*words, **options):
-        if (folder / "history.csv").read_text().count("\n") == 3:  # in the second epoch
-            raise OSError("no space left on device")
-        return right(*words, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, broken)
-        with pytest.raises(RunStopped, match="resume --run"):
-            run(small(out=folder))
-    assert cli(["resume", "--run", str(folder)]) == 0
-    assert sha256(folder) == sha256(small_run.folder)
-    assert [row["epoch"] for row in csv.DictReader((folder / "history.csv").open())] == ["1", "2"]
-    events = EventAccumulator(str(folder / "tb")).Reload().Scalars("step/objective")
-    steps = [event.step for event in events]
-    assert len(steps) == len(set(steps)) == (12 if name == "log_epoch" else 24)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, capsys):
     folder = tmp_path / "run"
     words = settings.command_line(small(epochs=1, optimizer="sgd", weight_decay=10)).split()[1:]
@@ -324,7 +279,7 @@ ERRORS = [
     ("train --optimizer adam", 2, "Expected one of ('sgd', 'adamw', 'muon')"),
     ("train --data imagenet", 2, "Expected one of ('drawn', 'cifar10', 'own')"),
     ("train --colour red", 2, "Unrecognized options: --colour"),
-    ("fly", 2, "Available subcommands: train, resume, evaluate, explain"),
+    ("fly", 2, "Available subcommands: train, data, resume, evaluate, explain"),
     ("resume", 2, "--run"),
     (
         "train --data cifar10 --data-root {empty} --no-download",
@@ -347,11 +302,16 @@ ERRORS = [
     ("resume --run {unknown_setting}", 3, "is damaged (epoch: Extra inputs are not permitted)"),
     ("evaluate --run {other_width}", 3, "has width 4, expected 8, as in config.json"),
     ("evaluate --run {unfinished}", 3, "is not finished: continue with cifar-cam resume"),
+    (
+        "explain {full}/good.png --run {unfinished}",
+        3,
+        "is not finished: continue with cifar-cam resume",
+    ),
     ("evaluate --run {three_classes}", 3, "has 3 classes, expected 10"),
     ("explain {small}/figures/mistakes.png --run {three_classes}", 3, "has 3 classes, expected 10"),
     ("evaluate --run {no_weights}", 3, "no weights at"),
     ("evaluate --run {truncated}", 3, "truncated"),
-    ("resume --run {no_weights}", 3, "has no checkpoint.pt"),
+    ("resume --run {no_weights}", 3, "is finished: look at it with cifar-cam evaluate"),
     ("explain {none}/none.png", 3, "there is no picture"),
     ("explain {full}/file.txt", 3, "is not a picture"),
     ("explain {full}/nothing.png", 3, "is not a picture"),
@@ -420,7 +380,8 @@ def places(small_run, tmp_path_factory):
     (folders["no_settings"] / "config.json").write_text('{"settings": null}')
     shutil.copy(weights, folders["other_width"])
     save_weights(resnet18(num_classes=3, width=4), folders["three_classes"] / "model.safetensors")
-    (folders["unfinished"] / "checkpoint.pt").write_bytes(b"")
+    unfinished = config.replace('"finished": true', '"finished": false')
+    (folders["unfinished"] / "config.json").write_text(unfinished)
     (folders["truncated"] / "model.safetensors").write_bytes(weights.read_bytes()[:5000])
     folders |= {"none": root / "none", "small": small_run.folder}
     return {name: str(folder) for name, folder in folders.items()}
@@ -504,25 +465,8 @@ def test_what_one_types_first_in_a_notebook_works(small_run, tmp_path, monkeypat
     result = run(small(**numbers, out="runs/x"))
     assert result.folder == Path("runs/x") and sha256(result.folder) == sha256(small_run.folder)
     assert read_json(Path("runs/x/config.json"))["settings"]["learning_rate"] == 0.003
-    with pytest.raises(OSError, match="runs/x has no checkpoint.pt: the run is finished"):
+    with pytest.raises(OSError, match="runs/x is finished: look at it with cifar-cam evaluate"):
         resume("runs/x")
-
-
-def test_resume_takes_a_text(small_run, tmp_path, monkeypatch, no_figures):
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "plot_history", lambda history: 1 / 0)
-        with pytest.raises(RunStopped):
-            run(small(out="broken"))
-    assert sha256(resume("broken").folder) == sha256(small_run.folder)
-
-
-def test_a_damaged_checkpoint_is_named(small_run, tmp_path, no_figures, capsys):
-    folder = shutil.copytree(small_run.folder, tmp_path / "run")
-    (folder / "checkpoint.pt").write_bytes(b"")
-    assert cli(["resume", "--run", str(folder)]) == 4
-    assert "is not a checkpoint of this training" in capsys.readouterr().err
-    assert sha256(folder) == sha256(small_run.folder)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -568,20 +512,18 @@ def test_an_error_is_printed_also_if_frames_cannot_be(words):
 
 
 def test_a_full_disk_leaves_no_piece_behind(tmp_path, monkeypatch):
-    def full(path, content):
-        path.touch()
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    model = resnet18(width=2)
-    training = Training(model, make_optimizer(model, "sgd", 0.1, 0.9, 0))
+    monkeypatch.setattr(os, "fsync", full)
     for save in (
-        lambda path: save_weights(model, path),
-        lambda path: module.write_json(path, {}),
-        lambda path: save_checkpoint(path, training),
+        lambda: save_weights(resnet18(width=2), tmp_path / "file"),
+        lambda: write_json(tmp_path / "file", {}),
+        lambda: save_state(tmp_path, {}),
+        lambda: atomic_write(tmp_path / "file", b"bytes"),
     ):
         with pytest.raises(OSError, match="No space left"):
-            save(tmp_path / "file")
+            save()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -590,13 +532,13 @@ def test_runs_that_cannot_be_a_folder(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").touch() if kind == "file" else Path("runs").symlink_to("nowhere")
     with pytest.raises(OSError, match=r"cannot write to the output folder runs \(File exists\)"):
-        module.new_run_folder(None)
+        new_run_folder(None)
 
 
 def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(module.new_run_folder, [None] * 40))
+        folders = list(pool.map(new_run_folder, [None] * 40))
     assert len(set(folders)) == 40 and all(folder.is_dir() for folder in folders)
 
 
@@ -625,18 +567,10 @@ def test_the_version_is_told():
     assert cli(["--version"]) == 0
 
 
-def test_ctrl_c_is_no_error(monkeypatch, capsys):
-    def interrupt(config):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "run", interrupt)
-    assert cli(["train"]) == 130 and "resume" in capsys.readouterr().err
-
-
 def test_numbered_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs/007").mkdir(parents=True)
-    assert module.new_run_folder(None) == Path("runs/008")
+    assert new_run_folder(None) == Path("runs/008")
 
 
 def test_two_short_epochs_on_real_images(cifar10_root, tmp_path, no_figures):
@@ -679,6 +613,16 @@ def test_without_a_home_drawn_runs_work_and_others_say_what_to_do(
 def test_more_images_than_there_are(tmp_path):
     with pytest.raises(ValueError, match="train-size is 6000, expected at most 5000"):
         load_splits(Config(train_size=6000))
+
+
+def test_the_command_data_tells_what_is_there(cifar10_root, tmp_path, capsys):
+    assert cli(["data", "--data-root", str(cifar10_root)]) == 0
+    said = capsys.readouterr().out
+    assert "50,000 training and 10,000 test images" in said and str(cifar10_root) in said
+    assert cli(["data", "--data-root", str(tmp_path)]) == 3  # IN_TEST is set
+    assert cli(["data", "--data-root", str(tmp_path), "--mirror", "x"]) == 2
+    assert f"CIFAR-10 is not in the data folder {tmp_path}" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 CELLS = [

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from cifar_cam_lib import main as module
-from cifar_cam_lib import own
+from cifar_cam_lib import own, runs
 from cifar_cam_lib.data import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -305,7 +306,8 @@ def test_classes_are_in_one_order_whichever_way_umlauts_are_written(tmp_path):
 
 def test_an_unfinished_run_explains_nothing(own_run, pictures, tmp_path, capsys):
     folder = shutil.copytree(own_run.folder, tmp_path / "run")
-    (folder / "checkpoint.pt").write_bytes(b"")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"finished": true', '"finished": false'))
     assert cli(["explain", str(pictures), "--run", str(folder)]) == 3
     assert "is not finished" in capsys.readouterr().err
 
@@ -313,7 +315,7 @@ def test_an_unfinished_run_explains_nothing(own_run, pictures, tmp_path, capsys)
 def test_an_answer_that_is_not_a_number_is_no_answer(own_run, pictures, tmp_path, capsys):
     folder = shutil.copytree(own_run.folder, tmp_path / "run")
     broken = copy.deepcopy(own_run.model)
-    broken.head.weight.data[0, 0] = torch.nan
+    broken.head.weight.data.fill_(3e38)  # a number, but not after the next product
     save_weights(broken, folder / "model.safetensors")
     words = ["--run", str(folder), "--out", str(tmp_path / "a.png")]
     assert cli(["explain", str(pictures), *words]) == 2
@@ -591,15 +593,39 @@ class Bomb:
 
 
 def test_without_a_network_one_line_says_so(torchvision_weights, tmp_path, monkeypatch):
-    import urllib.error
-
-    def unreachable(*arguments, **options):
-        raise urllib.error.URLError("no network")
-
     monkeypatch.delenv("IN_TEST")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setattr(runs, "PAUSE", 0)
     with pytest.raises(FileNotFoundError, match="can't be fetched from https://download"):
         torchvision_classifier("resnet50")
+
+
+def test_weights_of_torchvision_are_fetched_once_and_verified(
+    torchvision_weights, tmp_path, monkeypatch
+):
+    """By the digits in the name; the file given here has others, so it's asked for by these."""
+    from torchvision.models import ResNet18_Weights, get_model_weights
+
+    model, path = torchvision_weights
+    weights, content, asked = ResNet18_Weights.DEFAULT, path.read_bytes(), []
+    path.unlink()
+
+    def fetch(missing, address, place, digest, size):
+        asked.append((address, digest, size))
+        place.write_bytes(content)
+        return place
+
+    monkeypatch.setattr(own, "fetch", fetch)
+    for _ in range(2):
+        found = own.load_safely("resnet18", weights)
+        assert torch.equal(found.fc.weight, model.fc.weight)
+    assert asked == [(weights.url, "sha256:f37072fd", round(44.661 * 2**20))]
+    for name in ("resnet50", "vit_b_16", "convnext_tiny", "efficientnet_v2_s", "swin_v2_t"):
+        each = get_model_weights(name).DEFAULT
+        assert re.fullmatch("[0-9a-f]{8,}", Path(each.url).stem.rpartition("-")[2])
+        assert each.meta["_file_size"] > 1  # in MB
 
 
 def test_our_classifier_sees_what_a_run_saw(pictures, own_run):

@@ -72,7 +72,7 @@ CHANGES = """
 | small images first | write it | `TransformedImages(image_sizes=...)` | `Config.image_sizes` |
 | smoothed labels, an L1 penalty | write it | `make_loss`, or any function of logits and labels, for `fit(loss_function=...)` | `Config.label_smoothing`, `Config.l1_factor` |
 | Grad-CAM of other layers | edit the names | `gradcam(layers=...)` | no setting; afterwards `gradcam(layers=...)`, or, for picture files, `explain(layers=...)` |
-| TensorBoard, saved weights, continuing later | write it | `log_epoch`, `save_weights`, `save_checkpoint`, `load_checkpoint` | it is there |
+| TensorBoard, saved weights, continuing later | write it | `log_epoch`, `save_weights`, `save_state`, `load_state` | it is there |
 """  # noqa: E501
 
 
