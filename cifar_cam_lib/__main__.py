@@ -54,13 +54,21 @@ def stop_at_once(number: int, frame):
 
 
 def stop_with_care(first: list, parent: int):
-    """What to do at a signal: end as at Ctrl-C; impatience, more signals within ten seconds, changes nothing."""
+    """What to do at a signal: end as at Ctrl-C; impatience, more signals within ten seconds, changes nothing.
+
+    A terminal tells worker processes, too. They leave it to their parent, which ends them.
+    """
 
     def stop(number: int, frame):
-        if os.getpid() != parent:  # a worker process
-            os._exit(128 + number)
-        if not first or time.monotonic() - first[-1] > 10:
+        since = time.monotonic() - first[-1] if first else None
+        if os.getpid() != parent:
+            if since and since > 3:  # it is the parent that insists
+                os._exit(128 + number)
             first.append(time.monotonic())
+        elif since is None or since > 10:
+            first.append(time.monotonic())
+            if hasattr(signal, "SIGCHLD"):  # that the workers end, too, is no error any more
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise KeyboardInterrupt(number)
 
     return stop
@@ -77,9 +85,11 @@ def start() -> int:
     """Run the command of the terminal and return its exit code, see `cifar_cam_lib.runs.tell`."""
     listen(stop_at_once)
     for name in ("stdout", "stderr"):
-        if hasattr(getattr(sys, name), "reconfigure"):  # there is none if it was closed
-            setattr(sys, name, PatientOutput(getattr(sys, name)))
-    if not sys.warnoptions:  # those of other libraries are for programmers, who call `python -W default`
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  (none if it was closed)
+        setattr(sys, name, PatientOutput(stream) if hasattr(stream, "reconfigure") else stream)
+    if (
+        not sys.warnoptions
+    ):  # those of other libraries are for programmers, who call `python -W default`
         warnings.simplefilter("ignore")
     from .settings import parse
 

@@ -6,7 +6,6 @@
 __all__ = ['Evaluation', 'Result', 'run', 'resume', 'evaluate', 'explain', 'cli']
 
 # %% ../nbs/06_main.ipynb #8b7a068b
-import shlex
 import sys
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -61,16 +60,19 @@ from cifar_cam_lib.own import (
 from cifar_cam_lib.runs import (
     RunStopped,
     SavingLoader,
+    check_continues,
+    chosen_before,
+    describe_metrics,
     describe_versions,
     finish,
     have_cifar10,
-    is_finished,
     kept,
     load_state,
     new_log,
     new_run_folder,
     note_resumed,
     only_writer,
+    read_json,
     read_record,
     resume_command,
     save_figure,
@@ -212,8 +214,8 @@ def begin(config: Config, loaders: dict[str, DataLoader], folder: Path) -> Train
         done = len(state["history_steps"]) + len(state["steps"])
         note_resumed(folder, done, describe_machine(config))
     else:
-        save_weights(training.model, folder / "model.safetensors")
         save_state(folder, training.state_dict() | {"settings": read_record(folder)["settings"]})
+        save_weights(training.model, folder / "model.safetensors")
     return training
 
 
@@ -296,18 +298,11 @@ def record_run(
     network = draw_network(model, dataset.labelled.images.shape[1])
     save_figure(network, folder, "network", writer)
     train_model(config, training, loaders, folder, writer)
+    save_weights(model, folder / "model.safetensors")  # again, if a state knew them and no file
+    history.write_csv(folder / "history.csv")
     save_figure(plot_history(history), folder, "curves", writer)
     test = evaluate_model(model, loaders["test"], folder, writer)
-    metrics = summarise(config, training, test)
-    write_json(folder / "metrics.json", metrics)
-    finish(folder)
-    seconds, parameters = metrics["seconds"], metrics["parameters"]
-    print(f"\n{config.data}: {parameters:,} parameters, {seconds:.0f} seconds of training")
-    for split in ("train", "validation", "test"):
-        if numbers := metrics.get(split):
-            print(f"  {split:10}  accuracy {numbers['accuracy']:7.2%}   loss {numbers['loss']:.3f}")
-    log = shlex.quote(str(folder / "tb"))
-    print(f"Figures: {folder / 'figures'}   TensorBoard: tensorboard --logdir {log}")
+    write_json(folder / "metrics.json", summarise(config, training, test))
     return Result(folder, model, history, test)
 
 # %% ../nbs/06_main.ipynb #a0f33649
@@ -326,15 +321,20 @@ def run(
     initial_model(config, len(images["train"].class_names))
     with only_writer(folder or (folder := new_run_folder(config.out))):
         if (folder / "config.json").exists():
+            check_continues(folder, record(config)["settings"])
             check_recorded(recorded_images(folder), images, tuple(images))
         else:
             write_json(folder / "config.json", describe_run(config, images))
         command = resume_command(folder, config.data_root, config.data_folder)
-        warn_of_imitation(config.precision, choose_device(config.device), command)
-        loaders = make_loaders(config, images)
-        training = begin(config, loaders, folder)
-        with kept(folder, command), new_log(folder / "tb") as writer:
-            return record_run(config, training, loaders, folder, writer)
+        with kept(folder, command):
+            warn_of_imitation(config.precision, choose_device(config.device), command)
+            loaders = make_loaders(config, images)
+            training = begin(config, loaders, folder)
+            with new_log(folder / "tb") as writer:
+                result = record_run(config, training, loaders, folder, writer)
+            finish(folder)
+    print("", describe_metrics(read_json(folder / "metrics.json"), folder), sep="\n")
+    return result
 
 # %% ../nbs/06_main.ipynb #5a40be93
 def resume(
@@ -349,13 +349,11 @@ def resume(
     Raises as `run` does, and OSError if the run is finished.
     """
     folder = Path(run_folder)
-    told = read_record(folder)
-    chosen = [told, *told.get("resumed", [])][-1].get("chosen", {})
+    chosen = chosen_before(folder)
     chosen |= {"device": device} if device else {}
     chosen |= {"precision": precision} if precision else {}
     config = read_config(folder, data_root=data_root, data_folder=data_folder, **chosen)
-    if is_finished(folder):
-        raise OSError(f"{folder} is finished: look at it with cifar-cam evaluate")
+    check_continues(folder, record(config)["settings"])
     load_state(folder)  # damage, or settings that were changed since, are an error now
     return run(config, folder)
 

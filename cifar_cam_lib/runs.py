@@ -76,6 +76,10 @@ def printable(
     return "".join(shown)
 
 # %% ../nbs/appendix_runs.ipynb #e23d0809
+class Damaged(OSError):  # noqa: N818
+    """What was read isn't what was written."""
+
+
 def read_json(
     path: Path,  # a file of text
 ) -> dict | list | str | float | None:
@@ -91,7 +95,7 @@ def read_json(
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise OSError(f"{name} is damaged ({printable(str(error))})") from error
+        raise Damaged(f"{name} is damaged ({printable(str(error))})") from error
 
 
 def read_record(
@@ -103,7 +107,7 @@ def read_record(
         raise OSError(f"{folder} is not the folder of a run: it has no config.json")
     record = read_json(path)
     if not isinstance(record, dict):
-        raise OSError(f"{path} is damaged (it's no table)")
+        raise Damaged(f"{path} is damaged (it's no table)")
     return record
 
 # %% ../nbs/appendix_runs.ipynb #61d046ad
@@ -144,8 +148,12 @@ def new_run_folder(
     """Make the folder of a run. Raises OSError if it can't, or it isn't empty."""
     try:
         folder = out or numbered_folder()
+        str(folder).encode()
     except OSError as error:
         raise OSError(f"cannot write to the output folder runs ({error.strerror})") from error
+    except UnicodeEncodeError as error:
+        message = f"cannot write to the output folder {printable(out)}"
+        raise OSError(f"{message} (TensorBoard wants a name in UTF-8)") from error
     make_empty_folder(folder)
     return folder
 
@@ -177,7 +185,8 @@ def resume_command(
     data_folder: Path | None = None,  # folder of own pictures, if it was given
 ) -> str:
     """What to type to continue a run."""
-    words = ["cifar-cam", "resume", "--run", str(folder)]
+    shown = str(folder) if str(folder)[0] != "-" else f"./{folder}"  # else it's taken for an option
+    words = ["cifar-cam", "resume", "--run", shown]
     for name, value in (("--data-root", data_root), ("--data-folder", data_folder)):
         words += [name, str(value)] if value else []
     return shlex.join(words)
@@ -188,7 +197,10 @@ def is_finished(
 ) -> bool:
     """Whether the run reached its end. Raises OSError if its record is missing or damaged."""
     older = not (folder / "checkpoint.pt").exists()  # whose record doesn't tell
-    return read_record(folder).get("finished", older)
+    finished = read_record(folder).get("finished", older)
+    if not isinstance(finished, bool):
+        raise Damaged(f"{folder / 'config.json'} is damaged (finished is {finished!r})")
+    return finished
 
 
 def check_finished(
@@ -229,16 +241,23 @@ def kept(
     folder: Path,  # of a run
     command: str,  # what to type to continue it
 ):
-    """What breaks inside ends as RunStopped, with the command; Ctrl-C gets it as a note."""
+    """What breaks inside ends as RunStopped, with the command; Ctrl-C gets it as a note.
+
+    Damage that was there before stays what it is.
+    """
     try:
         yield
+    except Damaged:
+        raise
     except KeyboardInterrupt as stop:
-        stop.add_note(f"continue with: {command}")
+        if not is_finished(folder):
+            stop.add_note(f"continue with: {command}")
         raise
     except (ArithmeticError, OSError, RuntimeError) as error:
         # The same settings would meet the same loss again, so then there is nothing to continue.
         hint = "" if isinstance(error, ArithmeticError) else f"; continue with: {command}"
-        raise RunStopped(f"{error} (the folder {folder} is kept{hint})") from error
+        reason = " ".join(str(error).split())
+        raise RunStopped(f"{reason} (the folder {folder} is kept{hint})") from error
 
 
 def tell(
@@ -257,7 +276,7 @@ def tell(
         code = 128 + number
     elif not isinstance(error, RunStopped):
         code = 2 if isinstance(error, ValueError) else 3
-    print(f"cifar-cam: {line}", file=sys.stderr)
+    print(f"cifar-cam: {printable(line)}", file=sys.stderr)
     return code
 
 # %% ../nbs/appendix_runs.ipynb #99ce478c
@@ -265,7 +284,8 @@ def states_of(
     folder: Path,  # of a run
 ) -> list[Path]:
     """The files of its states, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"))
+    named = re.compile(r"checkpoint-\d{6,}-[0-9a-f]{16}\.pt")
+    return sorted(path for path in folder.glob("*.pt") if named.fullmatch(path.name))
 
 
 def checksum(
@@ -300,7 +320,7 @@ def finish(
 ):
     """Let the run's record say that it's finished; then its states aren't needed any more."""
     write_json(folder / "config.json", read_record(folder) | {"finished": True})
-    for path in folder.glob("checkpoint-*"):  # the damaged ones, too
+    for path in [*states_of(folder), *folder.glob("checkpoint-*.damaged")]:
         path.unlink()
 
 # %% ../nbs/appendix_runs.ipynb #7f29cd60
@@ -312,7 +332,7 @@ def compare_settings(
     for name in used | told:
         if told.get(name) != used.get(name):
             given, expected = told.get(name), used.get(name)
-            raise OSError(
+            raise Damaged(
                 f"config.json says {name} is {given}, "
                 f"expected what the run was begun with: {expected}"
             )
@@ -323,32 +343,70 @@ def load_state(
 ) -> dict | None:
     """The last state that isn't damaged; None if the run has none yet.
 
-    Says on stderr if one is damaged. Raises OSError if all are, or if it has other settings than
-    the run's record.
+    Says on stderr if one is damaged. Raises Damaged, an OSError, if all are or were taken away, or
+    if it has other settings than the run's record.
     """
     import torch
 
-    found = states_of(folder)
-    for path in reversed(found):
+    damaged = []
+    for path in reversed(states_of(folder)):
         content = path.read_bytes()
-        if checksum(content) == path.stem.split("-")[-1]:
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                if "settings" in state:
-                    compare_settings(read_record(folder)["settings"], state["settings"])
-                return state
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # torch raises many kinds for what isn't a state
-                kind = type(error).__name__
-                raise OSError(f"{path} is not a state of a training ({kind})") from error
-        print(f"{path} is damaged: the state before it is used", file=sys.stderr)
-        path.rename(path.with_suffix(".damaged"))
-    if found or (folder / "checkpoint.pt").exists():  # the latter of an older version
-        reason = "is damaged" if found else "was made by an older version"
-        raise OSError(f"every state in {folder} {reason}: train again, into another folder")
+        if checksum(content) != path.stem.split("-")[-1]:
+            path.rename(path.with_suffix(".damaged"))
+            damaged.append(path)
+            continue
+        for worse in damaged:
+            print(f"{worse} is damaged: the state before it is used", file=sys.stderr)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if "settings" in state:
+                compare_settings(read_record(folder)["settings"], state["settings"])
+            return state
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # torch raises many kinds for what isn't a state
+            kind = type(error).__name__
+            raise Damaged(f"{path} is not a state of a training ({kind})") from error
+    if (folder / "checkpoint.pt").exists():
+        raise Damaged(f"the state in {folder} is of an older version: train again elsewhere")
+    if (folder / "model.safetensors").exists():  # which is written after the first state
+        raise Damaged(f"every state in {folder} is damaged or gone: train again elsewhere")
     return None
+
+# %% ../nbs/appendix_runs.ipynb #a7200002
+CHOICES = {"device": ("cpu", "cuda", "mps"), "precision": ("float32", "bfloat16", "float16")}
+
+
+def chosen_before(
+    folder: Path,  # of a run
+) -> dict:
+    """Device and precision that it was last computed with. Raises Damaged if that can't be."""
+    told = read_record(folder)
+    try:
+        last = [told, *told.get("resumed", [])][-1].get("chosen", {})
+        chosen = {name: last[name] for name in CHOICES if name in last}
+        right = isinstance(last, dict) and all(chosen[name] in CHOICES[name] for name in chosen)
+    except (AttributeError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise Damaged(f"{folder / 'config.json'} is damaged (what auto chose can't be read)")
+    return chosen
+
+
+def check_continues(
+    folder: Path,  # of a run
+    settings: dict,  # that are to be used
+):
+    """Raises OSError if the run is finished, or was begun with other settings.
+
+    Device and precision may be others.
+    """
+    if is_finished(folder):
+        raise OSError(f"{folder} is finished: look at it with cifar-cam evaluate")
+    told = read_record(folder)["settings"]
+    common = [name for name in told if name in settings and name not in CHOICES]
+    compare_settings(*({name: each[name] for name in common} for each in (told, settings)))
 
 # %% ../nbs/appendix_runs.ipynb #7d726a8b
 # Between two states within an epoch; your own, if you set CIFAR_CAM_MINUTES
@@ -382,6 +440,21 @@ class SavingLoader:
     def save(self):
         """Write the state of this moment."""
         save_state(self.folder, self.training.state_dict() | {"settings": self.settings})
+
+# %% ../nbs/appendix_runs.ipynb #a7200005
+def describe_metrics(
+    metrics: dict,  # what is in metrics.json
+    folder: Path,  # of the run
+) -> str:
+    """Some lines for people: numbers of each split, and where figures and log are."""
+    parameters, seconds = metrics["parameters"], metrics["seconds"]
+    lines = [f"{metrics['data']}: {parameters:,} parameters, {seconds:.0f} seconds of training"]
+    for split in ("train", "validation", "test"):
+        if split in metrics:
+            accuracy, loss = metrics[split]["accuracy"], metrics[split]["loss"]
+            lines.append(f"  {split:10}  accuracy {accuracy:7.2%}   loss {loss:.3f}")
+    log = shlex.join(["tensorboard", "--logdir", str(folder / "tb")])
+    return "\n".join([*lines, f"Figures: {folder / 'figures'}   TensorBoard: {log}"])
 
 # %% ../nbs/appendix_runs.ipynb #3efcbe53
 @contextlib.contextmanager
@@ -490,7 +563,7 @@ def receive(
         offset = 0
     headers = {"Accept-Encoding": "identity"}  # the bytes as they are
     headers |= {"Range": f"bytes={offset}-"} if offset else {}
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
     shown = {"disable": not live or bool(os.environ.get("TQDM_DISABLE")), "leave": False}
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         count = mark = check_answer(answer, part, offset, size)

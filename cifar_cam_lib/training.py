@@ -10,6 +10,7 @@ __all__ = ['l1_penalty', 'make_loss', 'make_optimizer', 'make_schedule', 'Step',
 # %% ../nbs/03_training.ipynb #5448cd7b
 import csv
 import hashlib
+import io
 import math
 import os
 import sys
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .model import ResNet, resnet18, unwrap
-from .runs import atomic_write, fetch, matches, read_tensors
+from .runs import Damaged, atomic_write, fetch, matches, read_tensors
 
 # %% ../nbs/03_training.ipynb #fdefd993
 def l1_penalty(
@@ -114,7 +115,7 @@ def progress(
 
     TQDM_DISABLE switches it off.
     """
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
     if not live or os.environ.get("TQDM_DISABLE"):
         return iterable
     return tqdm(iterable, description, leave=False)
@@ -146,10 +147,11 @@ class History:
 
     def write_csv(self, path: str | Path):
         """Write a line for each epoch under a line of names."""
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.epochs[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.epochs)
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=self.epochs[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.epochs)
+        atomic_write(path, file.getvalue().encode())
 
 # %% ../nbs/03_training.ipynb #45cde29d
 def describe_epoch(
@@ -449,7 +451,7 @@ def restore(
         training.load_state_dict(state)
     except Exception as error:  # torch raises many kinds for what doesn't fit
         kind = type(error).__name__
-        raise OSError(f"the state is not one of this training ({kind}: {error})") from error
+        raise Damaged(f"the state is not one of this training ({kind}: {error})") from error
 
 # %% ../nbs/03_training.ipynb #05ced2ef
 SHIPPED_SHA256 = {  # by images and width

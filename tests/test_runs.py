@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,12 @@ def test_two_damaged_states_end_in_one_line_that_leads_somewhere(broken, capsys)
     assert cli(["resume", "--run", str(broken)]) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert "every state in" in last and "train again" in last and "resume --run" not in last
+    assert cli(["resume", "--run", str(broken)]) == 3  # not anew, over what is left
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == last
+    for path in broken.glob("checkpoint-*"):
+        path.unlink()
+    assert cli(["resume", "--run", str(broken)]) == 3
 
 
 def test_a_run_of_an_older_version_is_neither_finished_nor_begun_anew(broken, capsys):
@@ -202,7 +209,7 @@ def test_a_run_of_an_older_version_is_neither_finished_nor_begun_anew(broken, ca
         assert cli([*words, "--run", str(broken)]) == 3
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and "is not finished" in said[0] and "is not finished" in said[1]
-    assert "was made by an older version: train again, into another folder" in said[2]
+    assert "is of an older version: train again elsewhere" in said[2]
     assert weights(broken) == before
 
 
@@ -219,6 +226,139 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(
         assert cli(words) == 3
         (line,) = capsys.readouterr().err.splitlines()
         assert f"cannot write to the output folder {words[-1]} (" in line
+
+
+def test_a_run_that_was_finished_meanwhile_is_left_alone(broken, small_run, monkeypatch):
+    """Another process is done while this one loads its images; and the same from Python."""
+    right = module.load_splits
+
+    def slow(config):
+        if not is_finished(broken):
+            shutil.copytree(small_run.folder, broken, dirs_exist_ok=True)
+        return right(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_splits", slow)
+        with pytest.raises(OSError, match="is finished: look at it with cifar-cam evaluate"):
+            resume(broken)
+    with pytest.raises(OSError, match="is finished: look at it with cifar-cam evaluate"):
+        run(small(), broken)
+    assert weights(broken) == weights(small_run.folder)
+
+
+def test_a_run_is_continued_with_its_own_settings_from_python_too(broken):
+    before = weights(broken)
+    with pytest.raises(OSError, match="config.json says epochs is 2, expected .* with: 4"):
+        run(small(epochs=4), broken)
+    assert weights(broken) == before
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "history.csv"])
+def test_a_run_that_only_lacks_its_end_writes_all_of_it(lost, small_run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        killed_at("evaluate_model", 1, patch)
+        with pytest.raises(Killed):
+            run(small(out=folder))
+    (folder / lost).unlink()
+    resume(folder)
+    assert is_as_if_nothing_happened(folder, small_run)
+
+
+def test_a_run_is_finished_after_its_log_is_closed(small_run, tmp_path, monkeypatch, no_figures):
+    """Else a log that can't be written stays cut, and nothing can be resumed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder, close = tmp_path / "run", SummaryWriter.close
+
+    def full(self):
+        close(self)
+        raise OSError(27, "File too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "close", full)
+        with pytest.raises(RunStopped, match="File too large.*continue with: cifar-cam resume"):
+            run(small(out=folder))
+    assert not is_finished(folder)
+    resume(folder)
+    assert is_as_if_nothing_happened(folder, small_run)
+
+
+EDITS = [
+    {"chosen": None},
+    {"chosen": "x"},
+    {"chosen": []},
+    {"chosen": {"device": "x"}},
+    {"chosen": {"device": []}},
+    {"resumed": None},
+    {"resumed": ["x"]},
+    {"resumed": {"a": 1}},
+    {"resumed": [{"chosen": {"precision": 16}}]},
+    {"finished": "no"},
+    {"finished": None},
+    {"images": None},
+    {"images": {}},
+]
+IMAGES = [
+    {"class_names": []},
+    {"class_names": ["a\nb", "c"]},
+    {"image_size": 32.0},
+    {"image_size": True},
+    {"mean": ["0.5", "0.5", "0.5"]},
+    {"mean": [True, 0, 0]},
+    {"std": [0, 1, 1]},
+    {"sha256": {"train": None}},
+]
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "explain none.png"])
+def test_an_edited_record_is_one_line(command, broken, small_run, tmp_path, capsys):
+    folder = broken if command == "resume" else shutil.copytree(small_run.folder, tmp_path / "done")
+    record = read_record(folder)
+    edits = [*EDITS, *({"images": record["images"] | edit} for edit in IMAGES)]
+    for edit in edits:
+        if command != "resume" and not edit.keys() & {"finished", "images"}:
+            continue  # what only a run that continues reads
+        write_json(folder / "config.json", record | edit)
+        assert cli([*command.split(), "--run", str(folder)]) == 3, edit
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "config.json is damaged (" in line, edit
+
+
+def test_what_was_chosen_changes_no_other_setting(broken, small_run, no_figures):
+    record = read_record(broken)
+    chosen = record["chosen"] | {"epochs": 1, "learning_rate": 0.5}
+    write_json(broken / "config.json", record | {"chosen": chosen})
+    resume(broken)
+    assert is_as_if_nothing_happened(broken, small_run)
+
+
+def test_other_files_are_no_states(broken, small_run, no_figures):
+    newest = states_of(broken)[-1]
+    shutil.copy(newest, broken / newest.name.replace("00000", "backup"))
+    (broken / "checkpoint-x.pt").mkdir()
+    resume(broken)
+    assert weights(broken) == weights(small_run.folder) and is_finished(broken)
+
+
+@pytest.mark.parametrize("name", ["-run1", "a\nb", "it's mine"])
+def test_names_of_folders_in_hints(name, tmp_path, monkeypatch, no_figures, capsys):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        killed_at("fit", 1, patch)
+        with pytest.raises(Killed):
+            run(small(out=Path(name)))
+    command = runs.resume_command(Path(name))
+    assert cli(shlex.split(command)[1:]) == 0
+    assert cli(["resume", f"--run={name}"]) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_that_tensorboard_cannot_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"folder x\\xfcy \(TensorBoard wants a name in UTF-8\)"):
+        run(small(out=Path(os.fsdecode(b"x\xfcy"))))
+    assert list(tmp_path.iterdir()) == []
 
 
 class Bomb:
@@ -426,6 +566,7 @@ def process(words, folder, **changes):
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=listening,
+        start_new_session=True,
     )
 
 
@@ -476,10 +617,11 @@ def test_five_kills_of_real_processes(few, tmp_path):
 @pytest.mark.parametrize("number, code", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_signals_in_the_middle_and_a_second_one(number, code, few, tmp_path):
     folder = tmp_path / "run"
-    started = process(tiny(few, folder, epochs=500), tmp_path)
+    words = [*tiny(few, folder, epochs=500), "--pipeline", "per-image", "--workers", "2"]
+    started = process(words, tmp_path)
     wait_for(started, lambda: len(states_of(folder)) == 2)
-    for _ in range(3):  # impatience
-        started.send_signal(getattr(signal, number))
+    for _ in range(3):  # impatience; a terminal tells all processes of the group
+        os.killpg(started.pid, getattr(signal, number))
         time.sleep(0.01)
     _, error = started.communicate()
     (line,) = error.splitlines()
@@ -529,7 +671,7 @@ def test_a_signal_that_was_switched_off_stays_off(few, tmp_path):
     assert started.wait() == 0 and is_finished(tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", ["closed pipe", "full", "closed"])
+@pytest.mark.parametrize("kind", ["closed pipe", "full", "closed", "no stderr"])
 def test_a_lost_output_stops_nothing(kind, few, tmp_path):
     folder = tmp_path / "run"
     command, quiet = [*COMMAND, *tiny(few, folder)], {"stderr": subprocess.PIPE, "text": True}
@@ -544,9 +686,10 @@ def test_a_lost_output_stops_nothing(kind, few, tmp_path):
         with open("/dev/full", "w") as full:
             result = subprocess.run(command, stdout=full, **quiet)
     else:
-        result = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], **quiet)
+        closed = ">&-" if kind == "closed" else "2>&-"
+        result = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], **quiet)
     assert result.returncode == 0, result.stderr
-    assert len(result.stderr.splitlines()) == (kind != "closed")
+    assert len(result.stderr.splitlines()) == (kind in ("closed pipe", "full"))
     assert is_finished(folder) and (folder / "metrics.json").exists()
 
 
