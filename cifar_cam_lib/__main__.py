@@ -82,7 +82,7 @@ def listen(action):
 
 
 def start() -> int:
-    """Run the command of the terminal and return its exit code, see `cifar_cam_lib.runs.tell`."""
+    """Run the command of the terminal and return its exit code, see `cifar_cam_lib.runs.report_error`."""
     listen(stop_at_once)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  (none if it was closed)

@@ -66,7 +66,6 @@ from cifar_cam_lib.runs import (
     describe_versions,
     finish,
     have_cifar10,
-    kept,
     load_state,
     new_log,
     new_run_folder,
@@ -74,10 +73,11 @@ from cifar_cam_lib.runs import (
     only_writer,
     read_json,
     read_record,
+    report_error,
     resume_command,
     save_figure,
     save_state,
-    tell,
+    stop_with_hint,
     verify_cifar10,
     write_json,
 )
@@ -326,7 +326,7 @@ def run(
         else:
             write_json(folder / "config.json", describe_run(config, images))
         command = resume_command(folder, config.data_root, config.data_folder)
-        with kept(folder, command):
+        with stop_with_hint(folder, command):
             warn_of_imitation(config.precision, choose_device(config.device), command)
             loaders = make_loaders(config, images)
             training = begin(config, loaders, folder)
@@ -412,7 +412,7 @@ def explain(
 
 # %% ../nbs/06_main.ipynb #0a819b33
 def execute(command: Config | Data | Resume | Evaluate | Explain) -> int:
-    """Run a command and return its exit code, 0 or that of `tell`."""
+    """Run a command and return its exit code, 0 or that of `report_error`."""
     try:
         match command:
             case Config():
@@ -429,7 +429,7 @@ def execute(command: Config | Data | Resume | Evaluate | Explain) -> int:
                 explain(*astuple(command))
         return 0
     except (ValueError, OSError, RunStopped, KeyboardInterrupt) as error:
-        return tell(error)
+        return report_error(error)
 
 # %% ../nbs/06_main.ipynb #30a70e79
 def cli(

@@ -203,7 +203,7 @@ def read_classes(
             images.append(read_picture(path, side))
             labels.append(label)
         except OSError as error:
-            print(f"left out: {printable(str(error))}", file=sys.stderr)
+            print(f"left out: {error}", file=sys.stderr)
     names = tuple(printable(path.name) for path in classes)
     for label, name in enumerate(names):
         if label not in labels:
@@ -415,7 +415,7 @@ def readable(path: Path) -> bool:
         open_picture(path)
         return True
     except OSError as error:
-        print(f"left out: {printable(str(error))}", file=sys.stderr)
+        print(f"left out: {error}", file=sys.stderr)
         return False
 
 # %% ../nbs/10_your_own.ipynb #1b6c6783

@@ -196,8 +196,8 @@ def is_finished(
     folder: Path,  # of a run
 ) -> bool:
     """Whether the run reached its end. Raises OSError if its record is missing or damaged."""
-    older = not (folder / "checkpoint.pt").exists()  # whose record doesn't tell
-    finished = read_record(folder).get("finished", older)
+    untold = not (folder / "checkpoint.pt").exists()  # as older versions had it
+    finished = read_record(folder).get("finished", untold)
     if not isinstance(finished, bool):
         raise Damaged(f"{folder / 'config.json'} is damaged (finished is {finished!r})")
     return finished
@@ -237,7 +237,7 @@ class RunStopped(Exception):  # noqa: N818
 
 # %% ../nbs/appendix_runs.ipynb #54a92cd1
 @contextlib.contextmanager
-def kept(
+def stop_with_hint(
     folder: Path,  # of a run
     command: str,  # what to type to continue it
 ):
@@ -260,7 +260,7 @@ def kept(
         raise RunStopped(f"{reason} (the folder {folder} is kept{hint})") from error
 
 
-def tell(
+def report_error(
     error: BaseException,  # ValueError, OSError, RunStopped or KeyboardInterrupt
 ) -> int:
     """Print an error in one line on stderr; returns the exit code of the command.
@@ -488,7 +488,6 @@ def save_figure(
     """Write a figure to `figures/` of a run, and to TensorBoard if there is a writer; close it."""
     import matplotlib.pyplot as plt
     import numpy as np
-    from PIL import Image
 
     path = folder / "figures" / f"{name}.png"
     try:
@@ -512,10 +511,16 @@ def matches(
         found = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
     return found.hexdigest().startswith(expected)
 
+# %% ../nbs/appendix_runs.ipynb #b7200002
+def is_watched() -> bool:
+    """Whether progress is worth showing: in a terminal or a live notebook; TQDM_DISABLE says no."""
+    live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
+    return bool(live) and not os.environ.get("TQDM_DISABLE")
+
 # %% ../nbs/appendix_runs.ipynb #a21b2a30
 TIMEOUT = (10, 30)  # seconds to wait for a connection, and for the next bytes
 SLOWEST = 60  # seconds that 64 kB may take
-NEAR = 1000  # bytes by which a size may be wrong, because torchvision rounds its sizes
+SIZE_TOLERANCE = 1000  # bytes by which a size may be wrong, because torchvision rounds its sizes
 BLOCK = 2**16
 
 
@@ -543,7 +548,9 @@ def check_answer(
     if "text/html" in answer.headers.get("Content-Type", "").lower():
         raise OSError("a web page came in its place, perhaps one to log in")
     start = offset if status == 206 else 0
-    if (length := answer.raw.length_remaining) is not None and abs(start + length - size) > NEAR:
+    if (length := answer.raw.length_remaining) is not None and abs(
+        start + length - size
+    ) > SIZE_TOLERANCE:
         raise OSError(f"the file there has {start + length:,} bytes, expected {size:,}")
     return start
 
@@ -558,29 +565,30 @@ def receive(
     from tqdm import tqdm
 
     offset = part.stat().st_size if part.exists() else 0
-    if offset > size + NEAR:
+    if offset > size + SIZE_TOLERANCE:
         part.unlink()
         offset = 0
     headers = {"Accept-Encoding": "identity"}  # the bytes as they are
     headers |= {"Range": f"bytes={offset}-"} if offset else {}
-    live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
-    shown = {"disable": not live or bool(os.environ.get("TQDM_DISABLE")), "leave": False}
+    shown = {"disable": not is_watched(), "leave": False}
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         count = mark = check_answer(answer, part, offset, size)
         bar = tqdm(total=size, initial=count, unit="B", unit_scale=True, **shown)
         with part.open("ab" if count else "wb") as file, bar:
             since = time.monotonic()
-            while count <= size + NEAR and (block := answer.raw.read1(BLOCK, decode_content=False)):
+            while count <= size + SIZE_TOLERANCE and (
+                block := answer.raw.read1(BLOCK, decode_content=False)
+            ):
                 count += file.write(block)
                 bar.update(len(block))
                 if count - mark >= BLOCK:
                     mark, since = count, time.monotonic()
                 elif time.monotonic() - since > SLOWEST:
                     raise requests.Timeout(f"less than {BLOCK:,} bytes came in {SLOWEST} seconds")
-    if count > size + NEAR:
+    if count > size + SIZE_TOLERANCE:
         part.unlink()
         raise OSError(f"more came than the expected {size:,} bytes")
-    if count < size - NEAR:
+    if count < size - SIZE_TOLERANCE:
         raise requests.ConnectionError(f"the answer broke off after {count:,} of {size:,} bytes")
 
 # %% ../nbs/appendix_runs.ipynb #cceb09ab
@@ -628,7 +636,7 @@ def reason_of(
     inner = getattr(inner, "reason", inner)
     text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     text = re.sub(r"^\w+\([^()]*\): ", "", " ".join(text.split()))  # whose connection it was
-    return "".join(sign if sign.isprintable() else "?" for sign in text)[:200]
+    return printable(text)[:200]
 
 
 def fetch_alone(
@@ -856,7 +864,7 @@ PIECE = 16e6  # bytes; a larger strip or tile of a TIFF, unpacked as a whole, is
 PASSES = 24  # of a progressive JPEG; usual are 10 to 18
 
 
-class TooMuch(Exception):  # noqa: N818
+class TooLarge(Exception):  # noqa: N818
     """A file breaks a limit; the text says which."""
 
 
@@ -865,10 +873,10 @@ def check_limit(
     size: tuple[int, int],  # width and height in pixels
     length: int,  # of the file, in bytes
 ):
-    """Raise TooMuch for a picture that would cost too much, naming its limit."""
+    """Raise TooLarge for a picture that would cost too much, naming its limit."""
     if max(size) > SIDE:
         sides = f"{size[0]:,} x {size[1]:,}"
-        raise TooMuch(f"has {sides} pixels, expected at most {SIDE:,} a side: crop it first")
+        raise TooLarge(f"has {sides} pixels, expected at most {SIDE:,} a side: crop it first")
     limit, pixels = LIMITS[kind], size[0] * size[1]
     for amount, most, unit in (
         (pixels / 1e6, limit.megapixels, "megapixels"),
@@ -878,7 +886,7 @@ def check_limit(
             expected = f"expected at most {most:g} of {limit.name}: shrink it first"
             amount = max(amount, 1.01 * most)  # else a little above 30 is shown as 30
             shown = f"{amount:,.0f}" if amount > 100 else f"{amount:.3g}"
-            raise TooMuch(f"has {shown} {unit}, {expected}")
+            raise TooLarge(f"has {shown} {unit}, {expected}")
 
 # %% ../nbs/appendix_runs.ipynb #e60fbde8
 class Carried(NamedTuple):
@@ -887,10 +895,10 @@ class Carried(NamedTuple):
     kind: str  # a key of LIMITS
     pieces: list  # in their order: bytes, or (start, end) in the file
     size: tuple[int, int] = (0, 0)  # width and height in pixels, if the walk has met them
-    turn: int = 1  # how the camera was held, as EXIF counts
+    orientation: int = 1  # how the camera was held, as EXIF counts
 
 
-def take(
+def read_numbers(
     file: BinaryIO,  # to read from
     layout: str,  # of the numbers, as struct has it
     start: int | None = None,  # where; None for where we are
@@ -904,20 +912,20 @@ def take(
 def count_parts(
     count: int,  # chunks, segments or strips so far
 ):
-    """Raise TooMuch if there are too many: a walk in Python takes a microsecond for each."""
+    """Raise TooLarge if there are too many: a walk in Python takes a microsecond for each."""
     if count > PARTS:
-        raise TooMuch(f"has more than {PARTS:,} parts, expected at most that many: save it again")
+        raise TooLarge(f"has more than {PARTS:,} parts, expected at most that many: save it again")
 
 
 def read_entries(
     file: BinaryIO,  # a TIFF, or an EXIF note, which is one without a picture
 ) -> tuple[str, int, list[tuple]]:
     """Byte order, place of the table, and its rows (tag, type, count, value), those there are."""
-    order = {b"II": "<", b"MM": ">"}[take(file, "2s", 0)[0]]
-    (version,) = take(file, order + "H")
+    order = {b"II": "<", b"MM": ">"}[read_numbers(file, "2s", 0)[0]]
+    (version,) = read_numbers(file, order + "H")
     big = version == 43
-    (place,) = take(file, order + ("4xQ" if big else "I"))
-    (count,) = take(file, order + ("Q" if big else "H"), place)
+    (place,) = read_numbers(file, order + ("4xQ" if big else "I"))
+    (count,) = read_numbers(file, order + ("Q" if big else "H"), place)
     layout = order + ("HHQ8s" if big else "HHI4s")
     content = file.read(min(count, PARTS) * struct.calcsize(layout))
     whole = len(content) - len(content) % struct.calcsize(layout)
@@ -933,7 +941,7 @@ def number_in(
     return struct.unpack_from(order[0] + letter, row[3])[0]
 
 
-def read_turn(
+def read_orientation(
     note: bytes,  # EXIF, perhaps damaged
 ) -> int:
     """How the camera was held, from 1, upright, to 8; 1 if the note doesn't tell."""
@@ -942,32 +950,32 @@ def read_turn(
         return next(number_in(row, order) for row in rows if row[0] == 0x0112)
     return 1
 
-# %% ../nbs/appendix_runs.ipynb #a80e22c6
+# %% ../nbs/appendix_runs.ipynb #d7200002
 def carried_by_png(
     file: BinaryIO,  # a PNG
     end: int,  # its size in bytes
 ) -> Carried:
     """Header, palette, transparency and pixels, without texts, profiles and animations."""
-    pieces, turn, place, parts = [(0, 8)], 1, 8, 0
-    *size, depth, _, _, _, passes = take(file, ">IIBBBBB", 16)
+    pieces, orientation, place, parts = [(0, 8)], 1, 8, 0
+    *size, depth, _, _, _, passes = read_numbers(file, ">IIBBBBB", 16)
     kind = "DEEP" if depth == 16 or passes else "PNG"
     while place + 8 <= end:
         parts += 1
         count_parts(parts)
-        length, name = take(file, ">I4s", place)
+        length, name = read_numbers(file, ">I4s", place)
         if name in (b"IHDR", b"PLTE", b"tRNS") and length > 768:
             raise ValueError("a palette of more than 256 colours")
         following = min(place + 12 + length, end)
         if name == b"eXIf":
-            turn = read_turn(file.read(min(length, 2**20)))
+            orientation = read_orientation(file.read(min(length, 2**20)))
         if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             pieces.append((place, following))
         if name == b"IEND":
             break
         place = following
-    return Carried(kind, pieces, tuple(size), turn)
+    return Carried(kind, pieces, tuple(size), orientation)
 
-
+# %% ../nbs/appendix_runs.ipynb #d7200012
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xef\xfe])")  # of a JPEG, in front of each part
 
 
@@ -992,7 +1000,7 @@ def carried_by_jpeg(
     check_limit("JPEG", (0, 0), end)
     file.seek(0)
     data, passes, head = file.read(), 0, [b"\xff\xd8"]
-    frame, begin, turn, kind = b"", end, 1, "JPEG"
+    frame, begin, orientation, kind = b"", end, 1, "JPEG"
     for code, place, content in jpeg_parts(data):
         if code == 0xDA:
             passes += 1
@@ -1001,45 +1009,45 @@ def carried_by_jpeg(
                 break  # all colours in one pass
             kind = "PROGRESSIVE"
             if passes > PASSES:
-                raise TooMuch(f"has more than {PASSES} passes over its pixels: save it again")
+                raise TooLarge(f"has more than {PASSES} passes over its pixels: save it again")
         elif code < 0xD0 and code not in (0xC4, 0xC8, 0xCC):
             if frame or code > 0xC8:
                 raise ValueError("two frames, or arithmetic coding, which few decoders know")
             frame, kind = content, "JPEG" if code in (0xC0, 0xC1) else "PROGRESSIVE"
-        elif code == 0xE1 and content[:6] == b"Exif\0\0" and turn == 1:
-            turn = read_turn(content)
+        elif code == 0xE1 and content[:6] == b"Exif\0\0" and orientation == 1:
+            orientation = read_orientation(content)
         jfif = code == 0xE0 and content[:5] == b"JFIF\0" and len(content) >= 14
         adobe = code == 0xEE and content[:5] == b"Adobe" and len(content) >= 12
         if not passes and (code < 0xE0 or jfif or adobe):
             head.append(data[place : place + 4 + len(content)])
     size = struct.unpack(">HH", frame[1:5])[::-1]
-    return Carried(kind, [b"".join(head), (begin, end)], size, turn)
+    return Carried(kind, [b"".join(head), (begin, end)], size, orientation)
 
-
+# %% ../nbs/appendix_runs.ipynb #d7200022
 def carried_by_gif(
     file: BinaryIO,  # a GIF
     end: int,  # its size in bytes
 ) -> Carried:
     """Palette, transparency and the first picture, without comments."""
-    width, height, flags = take(file, "<HHB", 6)
+    width, height, flags = read_numbers(file, "<HHB", 6)
     place, parts = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0), 0
     pieces = [(0, place)]
-    while take(file, "B", place) == (0x21,):
-        begin, (label, length) = place, take(file, "BB")
+    while read_numbers(file, "B", place) == (0x21,):
+        begin, (label, length) = place, read_numbers(file, "BB")
         place += 2
         while length:
             parts += 1
             count_parts(parts)
             place += 1 + length
-            (length,) = take(file, "B", place)
+            (length,) = read_numbers(file, "B", place)
         place += 1
         if label == 0xF9:
             pieces.append((begin, place))
-    left, top, columns, rows = take(file, "<HHHH", place + 1)
+    left, top, columns, rows = read_numbers(file, "<HHHH", place + 1)
     size = max(width, left + columns), max(height, top + rows)
     return Carried("GIF", [*pieces, (place, end)], size)
 
-
+# %% ../nbs/appendix_runs.ipynb #d7200032
 TIFF_TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323}
 TIFF_TAGS |= {324, 325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 
@@ -1051,7 +1059,7 @@ def carried_by_tiff(
     """The file with the first picture's table cut down to what carries the pixels."""
     order, place, rows = read_entries(file)
     rows = {row[0]: row for row in reversed(rows)}  # of two with a name, the first
-    turn = number_in(rows[274], order) if 274 in rows else 1
+    orientation = number_in(rows[274], order) if 274 in rows else 1
     rows = {tag: row for tag, row in sorted(rows.items()) if tag in TIFF_TAGS}
     count_parts(max(row[2] for row in rows.values()))
     sides = []
@@ -1064,9 +1072,9 @@ def carried_by_tiff(
     table = struct.pack(order, len(rows)) + table
     table += bytes(8 if order[1] == "Q" else 4)  # and no second picture
     pieces = [(0, place), table, (min(place + len(table), end), end)]
-    return Carried("TIFF", pieces, tuple(sides), turn)
+    return Carried("TIFF", pieces, tuple(sides), orientation)
 
-
+# %% ../nbs/appendix_runs.ipynb #d7200042
 PPM_HEADER = re.compile(rb"P([1-6])" + rb"(?:\s|#[^\r\n]*[\r\n])++(\d{1,9})" * 2)
 PPM_WHITE = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])++(\d{1,9})\s")  # ++ keeps nothing to go back to
 
@@ -1099,7 +1107,7 @@ def find_carried(
 ) -> Carried:
     """What carries the picture; of kinds whose notes Pillow doesn't read, all of the file.
 
-    Raises ValueError if it's no picture that we know, TooMuch if it has too many parts.
+    Raises ValueError if it's no picture that we know, TooLarge if it has too many parts.
     """
     file.seek(0)
     head = file.read(16)
@@ -1116,7 +1124,7 @@ def find_carried(
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Carried("WEBP", [(0, end)])
     if head[4:8] == b"ftyp":
-        raise TooMuch("is AVIF or HEIC, which hides its true size: save it as PNG or JPEG")
+        raise TooLarge("is AVIF or HEIC, which hides its true size: save it as PNG or JPEG")
     if head[:2] == b"BM":
         return Carried("BMP", [(0, end)])
     raise ValueError("a kind that we don't know")
@@ -1150,7 +1158,7 @@ UPRIGHT = {  # what to do with a picture, by the camera's note on how it was hel
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-KEPT = 1024  # pixels of the shorter side that a large picture keeps at least
+SHORT_SIDE = 1024  # pixels of the shorter side that a large picture keeps at least
 
 
 def as_rgb(
@@ -1180,7 +1188,7 @@ def shrink(
     width, height = picture.size
     short = min(width, height)
     left, top = (max(0, side - 4 * short) // 2 for side in picture.size)
-    width, height, factor = width - 2 * left, height - 2 * top, max(1, short // KEPT)
+    width, height, factor = width - 2 * left, height - 2 * top, max(1, short // SHORT_SIDE)
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     rows = max(1, 2**20 // width // factor) * factor
     for row in range(0, height, rows):
@@ -1191,7 +1199,7 @@ def shrink(
 
 
 @contextlib.contextmanager
-def silence():
+def silence_stderr():
     """Let what a library in C writes to stderr go nowhere meanwhile; libtiff tells each fault."""
     try:
         kept = os.dup(2)
@@ -1225,7 +1233,7 @@ def narrower_kind(
 def check_inner_jpegs(
     picture: Image.Image,  # a TIFF, opened
 ):
-    """Raise TooMuch if a strip or tile is a JPEG in several passes, of which each may cost much."""
+    """Raise TooLarge if a strip or tile is a JPEG in several passes, each of which costs."""
     tags = picture.tag_v2
     if tags.get(259, 1) != 7:
         return
@@ -1234,18 +1242,18 @@ def check_inner_jpegs(
         codes = [code for code, _, _ in jpeg_parts(picture.fp.read(4096))]
         frames = [code for code in codes if code < 0xD0 and code not in (0xC4, 0xC8, 0xCC)]
         if not frames or frames[0] > 0xC1:
-            raise TooMuch("holds a JPEG in several passes, expected one pass: save it unpacked")
+            raise TooLarge("holds a JPEG in several passes, expected one pass: save it unpacked")
 
 
 def load_picture(
     file: BinaryIO,  # a picture
     end: int,  # its size in bytes
 ) -> Image.Image:
-    """The picture, upright, in RGB. Raises TooMuch, or whatever a decoder raises."""
+    """The picture, upright, in RGB. Raises TooLarge, or whatever a decoder raises."""
     carried = find_carried(file, end)
     check_limit(carried.kind, carried.size, end)
     kind = {"DEEP": "PNG", "PROGRESSIVE": "JPEG", "SLOW": "PPM"}.get(carried.kind, carried.kind)
-    quiet = silence() if kind == "TIFF" else contextlib.nullcontext()
+    quiet = silence_stderr() if kind == "TIFF" else contextlib.nullcontext()
     copy = copy_pieces(file, carried.pieces)
     with quiet, copy, Image.open(copy, formats=[kind]) as picture:
         check_limit(narrower_kind(picture, carried.kind), picture.size, end)  # nothing is decoded
@@ -1254,14 +1262,14 @@ def load_picture(
         if kind == "TIFF":
             check_inner_jpegs(picture)
         if kind == "JPEG":
-            picture.draft(None, (KEPT, KEPT))
+            picture.draft(None, (SHORT_SIDE, SHORT_SIDE))
             check_limit("NARROW", picture.size, end)
-        turn = carried.turn
+        orientation = carried.orientation
         if kind == "WEBP":
-            turn = read_turn(picture.info.get("exif", b""))
+            orientation = read_orientation(picture.info.get("exif", b""))
         result = shrink(picture)
         picture.close()  # before a turn, which needs room for a second copy of the result
-    return result.transpose(UPRIGHT[turn]) if turn in UPRIGHT else result
+    return result.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else result
 
 
 def open_picture(
@@ -1280,7 +1288,7 @@ def open_picture(
             return load_picture(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {name}") from None
-    except TooMuch as error:
+    except TooLarge as error:
         raise OSError(f"{name} {error}") from error
     except Image.DecompressionBombError as error:
         raise OSError(f"{name} is too large: {error}") from error

@@ -9,11 +9,8 @@ __all__ = ['l1_penalty', 'make_loss', 'make_optimizer', 'make_schedule', 'Step',
 
 # %% ../nbs/03_training.ipynb #5448cd7b
 import csv
-import hashlib
 import io
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .model import ResNet, resnet18, unwrap
-from .runs import Damaged, atomic_write, fetch, matches, read_tensors
+from .runs import Damaged, atomic_write, fetch, is_watched, matches, read_tensors
 
 # %% ../nbs/03_training.ipynb #fdefd993
 def l1_penalty(
@@ -115,8 +112,7 @@ def progress(
 
     TQDM_DISABLE switches it off.
     """
-    live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
-    if not live or os.environ.get("TQDM_DISABLE"):
+    if not is_watched():
         return iterable
     return tqdm(iterable, description, leave=False)
 
@@ -496,7 +492,7 @@ def load_shipped_model(
     if width == 64:
         return load_model(fetch_large(expected))
     path = Path(__file__).parent / "weights" / f"{source}.safetensors"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+    if not matches(path, f"sha256:{expected}"):
         message = f"the shipped weights {path.name} are missing or altered"
         raise OSError(f"{message}: install the package again")
     return load_model(path)

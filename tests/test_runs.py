@@ -401,10 +401,9 @@ def test_a_folder_has_one_writer(broken, small_run, tmp_path, capsys):
     finished = shutil.copytree(small_run.folder, tmp_path / "finished")
     with only_writer(broken), only_writer(finished):
         for words in (["resume", "--run", str(broken)], ["evaluate", "--run", str(finished)]):
-            before = time.monotonic()
             assert cli(words) == 3
             (line,) = capsys.readouterr().err.splitlines()
-            assert "another process is writing to" in line and time.monotonic() - before < 30
+            assert "another process is writing to" in line
     assert not (finished / "evaluation.json").exists()
 
 

@@ -199,8 +199,9 @@ def main() -> int:
             record[name] = tries[name]() | {"minutes": round((time.monotonic() - begun) / 60, 1)}
             print(name, record[name], flush=True)
             write_json(options.out, record)
-    broken = [name for name in options.only if record[name].get("failed")]
-    return bool(broken) or bool(record.get("flips", {}).get("unnoticed"))
+    flips = record.get("flips", {})
+    wrong = flips.get("unnoticed") or flips.get("the same weights") != flips.get("flips")
+    return bool(wrong or any(record[name].get("failed") for name in options.only))
 
 
 if __name__ == "__main__":

@@ -618,7 +618,7 @@ def dear_ppms() -> list[Build]:
             "SLOW",
             "text",
             "ppm",
-            lambda: b"P3 %d 1 65535\n" % plain + b"777 " * (3 * plain),
+            lambda: b"P3 500 %d 65535\n" % (plain // 500) + b"777 " * (3 * plain),
         ),
         (
             "SLOW",
