@@ -77,7 +77,7 @@ bench: setup ## measure batches, training and Grad-CAM beside other libraries (4
 ablation: setup ## measure what each part of the recipe is worth, for chapter 9 (25 minutes)
 	@$(BIN)/python -m scripts.measure.ablation --out results/ablation.json
 
-trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (half an hour)
+trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (an hour)
 	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json
 
 checks: setup ## measure how good the test of a single map is, for chapter 7 (two hours)

@@ -35,9 +35,11 @@ def test_modules_import_one_way_only_as_the_map_says():
     assert set(order) == set(TREES)
     for place, name in enumerate(order):
         assert imported(TREES[name]) <= set(order[:place]), f"{name} imports a later room"
-    assert imported(TREES["runs"]) == set() and imported(TREES["settings"]) == {"runs"}
+    assert imported(TREES["course"]) == imported(TREES["runs"]) == set() and imported(
+        TREES["settings"]
+    ) == {"runs"}
     assert imported(TREES["fast"]) <= {"data", "model"}
-    assert imported(TREES["main"]) == set(order) - {"drawn", "trust", "main", "__main__"}
+    assert imported(TREES["main"]) == set(order) - {"course", "drawn", "trust", "main", "__main__"}
     assert imported(TREES["__main__"]) == {"settings", "main"}
 
 

@@ -182,18 +182,19 @@ def test_a_chapter_says_what_it_teaches_needs_and_takes(path):
 
 
 @each_chapter
-def test_the_code_of_solutions_is_folded_away_and_no_other(path):
+def test_the_code_of_solutions_and_drawings_is_folded_away_and_no_other(path):
+    """A solution hides what it prints, too; a drawing is there to be seen."""
     section = ""
     for cell in nbformat.read(path, as_version=4).cells:
         section = cell.source if cell.source.startswith("## ") else section
-        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-        if cell.cell_type == "code":
-            assert (
-                folded
-                == section.startswith("## Exercises")
-                == ("# @title Solution" in cell.source)
-                == (cell.metadata.get("cellView") == "form")
-            )
+        if cell.cell_type != "code":
+            continue
+        hidden = cell.metadata.get("jupyter", {})
+        solution, drawing = is_solution(cell.source), "# @title Drawing" in cell.source
+        assert solution == section.startswith("## Exercises")
+        assert hidden.get("source_hidden", False) == (solution or drawing)
+        assert hidden.get("outputs_hidden", False) == solution
+        assert (cell.metadata.get("cellView") == "form") == (solution or drawing)
 
 
 def test_the_table_of_the_original_points_at_symbols_that_are_asserted():

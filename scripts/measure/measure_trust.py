@@ -4,11 +4,11 @@
     .venv/bin/python -m scripts.measure.measure_trust --part erasing --out results/trust.json
     .venv/bin/python -m scripts.measure.measure_trust --out /some/file.json --share 0.1
 
-The first takes about half an hour on two CPU cores, the second measures one part of the file again,
-the third tries it all with a tenth of the pictures. Everything is drawn from fixed seeds. CIFAR-10
-is looked for as the library does; if it's absent, its rows are missing from the file, and `data`
-says so. Each mean stands beside its standard error: over pictures, or, for random weights and for
-networks trained here, over seeds.
+The first takes about an hour on two CPU cores, half of it for the film of a training; the second
+measures one part of the file again, the third tries it all with a tenth of the pictures. Everything
+is drawn from fixed seeds. CIFAR-10 is looked for as the library does; if it's absent, its rows are
+missing from the file, and `data` says so. Each mean stands beside its standard error: over
+pictures, or, for random weights and for networks trained here, over seeds.
 """
 
 import argparse
@@ -25,18 +25,21 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of the library; this scri
 import torch
 from tqdm import tqdm
 
+from cifar_cam_lib.course import OUR_CAT
 from cifar_cam_lib.data import LabelledImages, as_batch, load_images
 from cifar_cam_lib.drawn import SIDE, draw_pairs, draw_pictures
 from cifar_cam_lib.gradcam import (
+    capture_activations,
     gradcam,
     gradcam_map,
     gradcam_plus_plus_map,
     hirescam_map,
     log_probability,
 )
-from cifar_cam_lib.main import write_json
+from cifar_cam_lib.main import load_splits, make_loaders, make_training, write_json
 from cifar_cam_lib.model import ResNet, resnet18
-from cifar_cam_lib.training import load_shipped_model
+from cifar_cam_lib.settings import Config, command_line
+from cifar_cam_lib.training import fit, load_shipped_model, make_loss
 from cifar_cam_lib.trust import (
     baseline_maps,
     cascade,
@@ -52,6 +55,9 @@ SCORES = {"logit": int, "log_probability": log_probability}  # from a class to a
 INSIDE = {"energy_inside": energy_in_mask, "points_inside": pointing_game}  # as the file says
 SEEDS = range(5)  # of random weights
 HANS_SEEDS = range(3)  # of networks trained here
+FILM_PRESETS = {"cifar10": "laptop", "drawn": "demo"}  # the recipes of the networks that ship
+FILM_EPOCHS = (0, 1, 3, 10)  # whose maps are kept, and the last one's
+FILM_CLASSES = (2, 6, 7, 8)  # bird, frog, horse, ship: the first test image of each, after our cat
 QUESTIONS = {  # what is asked of gradcam, and by which method; Grad-CAM++ is made for the logit
     "gradcam, logit": ("logit", gradcam_map),
     "gradcam, log_probability": ("log_probability", gradcam_map),
@@ -303,6 +309,76 @@ def measure_clever_hans(
     }
 
 
+def film_frame(
+    network: ResNet,  # as it is now
+    images: torch.Tensor,  # float [5, 3, H, W], normalised
+    labels: torch.Tensor,  # int64 [5], the true classes
+) -> dict:
+    """The probabilities, and the maps of layer4 for the true and the predicted class, unscaled."""
+    training = network.training
+    with torch.no_grad():
+        probabilities = network.eval()(images).softmax(1)
+    targets = torch.stack([labels, probabilities.argmax(1)], dim=1)
+    with capture_activations(network, ("layer4",)) as kept:
+        scores = network(images).gather(1, targets).sum(0)
+        gradients = [
+            torch.autograd.grad(score, kept["layer4"], retain_graph=True)[0] for score in scores
+        ]
+        maps = [gradcam_map(kept["layer4"], gradient) for gradient in gradients]
+    network.train(training)
+
+    def rounded(numbers):
+        return [float(f"{number:.3g}") for number in numbers.flatten().tolist()]
+
+    return {
+        "probabilities": [rounded(row) for row in probabilities],
+        "true": [rounded(one) for one in maps[0].detach()],
+        "predicted": [rounded(one) for one in maps[1].detach()],
+    }
+
+
+def film_one(
+    source: str,  # a key of FILM_PRESETS
+    bar,  # progress
+) -> dict:
+    """Train as the network that ships was, and look at five test pictures after each epoch."""
+    config = Config(preset=FILM_PRESETS[source])
+    splits = load_splits(config)
+    loaders = make_loaders(config, splits)
+    training = make_training(config, 10, len(loaders["train"]))
+    test = splits["test"]
+    first = [int((test.labels == label).argmax()) for label in FILM_CLASSES]
+    chosen = test.subset([OUR_CAT[source], *first])
+    images, labels = as_batch(chosen.images), torch.tensor(chosen.labels)
+    loss = make_loss(training.model, config.label_smoothing, config.l1_factor, config.l1_reduction)
+    frames = [{"epoch": 0} | film_frame(training.model, images, labels)]
+    for row in fit(
+        training, loaders["train"], {"validation": loaders["validation"]}, config.epochs, loss
+    ):
+        frame = film_frame(training.model, images, labels)
+        if row["epoch"] not in (*FILM_EPOCHS, config.epochs):
+            frame = {"probabilities": frame["probabilities"]}
+        accuracy = {"validation_accuracy": round(row["validation_accuracy"], 4)}
+        frames.append({"epoch": row["epoch"]} | accuracy | frame)
+        bar.update(1 / config.epochs)
+    return {
+        "command": command_line(config),
+        "images": [OUR_CAT[source], *first],
+        "labels": labels.tolist(),
+        "map": "layer4, Grad-CAM of the logit before scaling, 8 x 8 row by row",
+        "frames": frames,
+    }
+
+
+def measure_film(
+    count: int,  # not used: there are five pictures
+    bar,  # progress
+) -> dict:
+    """Where a network looks while it learns, by source."""
+    sources = ["drawn"] + (["cifar10"] if cifar10_test_images() else [])
+    return {"seed": 0} | {source: film_one(source, bar) for source in sources}
+
+
 def cifar10_test_images() -> LabelledImages | None:
     """CIFAR-10 if it's on this machine. Raises OSError if it's damaged."""
     try:
@@ -318,6 +394,7 @@ PARTS = {
     "cascade": (measure_cascade, 200, 15),
     "erasing": (measure_erasing, 200, 30),
     "clever_hans": (measure_clever_hans, 3000, 6),
+    "film": (measure_film, 5, 2),
 }
 
 

@@ -16,7 +16,7 @@ from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 from scripts.project import ROOT, SETTINGS
 from scripts.publish.build_readme import LINK, index
 
-FOR_TOOLS = re.compile(r"^(#\||# @title Solution)")  # lines of code cells that are not for readers
+FOR_TOOLS = re.compile(r"^(#\||# @title)")  # lines of code cells that are not for readers
 MODULES = sorted(path.stem for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py"))
 
 
@@ -88,12 +88,12 @@ def on_post_page(output, page, config):
 
 
 def show_code(cell, soup):
-    "Give pictures their words, drop the lines for nbdev and Colab, and fold solutions away."
+    "Give pictures their words, drop the lines for nbdev and Colab, and fold what is titled away."
     code, copy = cell.find("pre"), cell.find(class_="clipboard-copy-txt")
     if words := re.search(r'^#\| fig-alt: "(.+)"$', copy.get_text(), flags=re.MULTILINE):
         for picture in cell.parent.find_all("img"):
             picture["alt"] = words[1]
-    solution = "# @title Solution" in copy.get_text()
+    title = re.search(r"^# @title (Solution|Drawing)", copy.get_text(), flags=re.MULTILINE)
     for comment in code.find_all("span", class_="c1", string=FOR_TOOLS):
         comment.replace_with("")
     copy.string = re.sub(rf"{FOR_TOOLS.pattern}.*\n?", "", copy.get_text(), flags=re.MULTILINE)
@@ -102,10 +102,11 @@ def show_code(cell, soup):
             text.replace_with(text.lstrip("\n"))
     if not copy.get_text().strip():
         cell.parent.decompose()
-    elif solution:
+    elif title:
         summary = soup.new_tag("summary")
-        summary.string = "Solution, in code"
-        cell.parent.wrap(soup.new_tag("details", attrs={"class": "solution"})).insert(0, summary)
+        summary.string = f"{title[1]}, in code"
+        folded = cell if title[1] == "Drawing" else cell.parent  # a drawing itself is shown
+        folded.wrap(soup.new_tag("details", attrs={"class": "solution"})).insert(0, summary)
 
 
 def as_page(link):
