@@ -1,12 +1,17 @@
 """The notebooks as texts: each exported name is tried where it's taught, each figure has words."""
 
 import ast
+import base64
+import io
 import re
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.project import ROOT
+from scripts.publish.run_notebooks import with_palette
 
 NOTEBOOKS = sorted(
     path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
@@ -195,6 +200,28 @@ def test_the_code_of_solutions_and_drawings_is_folded_away_and_no_other(path):
         assert hidden.get("source_hidden", False) == (solution or drawing)
         assert hidden.get("outputs_hidden", False) == solution
         assert (cell.metadata.get("cellView") == "form") == (solution or drawing)
+
+
+def as_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_saved_pictures_have_a_palette_and_their_pixels():
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 240, (120, 120, 1)) + generator.integers(0, 16, (120, 120, 3))
+    picture = as_png(noise.astype(np.uint8))
+    small = with_palette(picture)
+    shown = Image.open(io.BytesIO(base64.b64decode(small)))
+    assert shown.mode == "P" and shown.size == (120, 120) and len(small) < len(picture)
+    difference = np.asarray(shown.convert("RGB")).astype(int) - noise
+    assert np.abs(difference).mean() < 5
+    few = noise // 64 * 64  # of few colours, each is kept
+    kept = Image.open(io.BytesIO(base64.b64decode(with_palette(as_png(few.astype(np.uint8))))))
+    assert np.array_equal(np.asarray(kept.convert("RGB")), few)
+    clear = np.dstack([noise, np.full((120, 120), 99)]).astype(np.uint8)
+    assert with_palette(as_png(clear)) == as_png(clear), "what shines through stays as it is"
 
 
 def test_the_table_of_the_original_points_at_symbols_that_are_asserted():

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cifar_cam_lib import main
+from cifar_cam_lib.course import OUR_CAT
 from cifar_cam_lib.data import TransformedImages, evaluation_transform, load_images, make_loader
 from cifar_cam_lib.evaluation import confusion_matrix
 from cifar_cam_lib.fast import BatchedImages
@@ -46,6 +47,31 @@ def test_the_records_fit_their_row_of_readme(folder):
     config, epochs = read_settings(settings), metrics[0]["epochs"]
     longer = "" if epochs == Config(preset=config.preset).epochs else f"-{epochs}epochs"
     assert folder == f"{metrics[0]['data']}-{config.preset}{longer}"
+
+
+CAT, DOG = 3, 5
+
+
+def probabilities(model, images):
+    dataset = TransformedImages(images, evaluation_transform(), seed=0)
+    return predict(model, make_loader(dataset, 100, shuffle=False, workers=0))[0].softmax(1)
+
+
+@pytest.mark.parametrize("source", ["cifar10", "drawn"])
+def test_the_picture_of_all_chapters_is_the_first_that_fits(source, request):
+    """A cat that the small network calls a dog by ten points at most, and the large one a cat."""
+    if source == "cifar10":
+        request.getfixturevalue("cifar10_root")
+    _, test_images = load_images(source, download=False)
+    cats = (test_images.labels == CAT).nonzero()[0]
+    cats = cats[cats <= OUR_CAT[source]]
+    small = probabilities(load_shipped_model(source), test_images.subset(cats))
+    margin = small[:, DOG] - small[:, CAT]
+    close = cats[((small.argmax(1) == DOG) & (margin <= 0.1)).numpy()]
+    if source == "cifar10":
+        large = probabilities(load_shipped_model(source, 64), test_images.subset(close))
+        close = close[(large[:, CAT] >= 0.8).numpy()]
+    assert close.tolist() == [OUR_CAT[source]]
 
 
 def test_every_network_that_ships_has_its_record():
