@@ -1,5 +1,6 @@
 """The wheel holds the modules, the shipped weights and the command, and no tool that made it."""
 
+import re
 import subprocess
 import sys
 from zipfile import ZipFile
@@ -41,3 +42,20 @@ def test_command_and_requirements_are_in_the_wheel(wheel):
         for line in metadata.splitlines()
         if line.startswith("Requires-Dist: nbdev")
     )
+
+
+def test_what_a_package_index_shows_is_in_the_wheel(wheel):
+    (folder,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    assert "cifar_cam_lib/py.typed" in wheel.namelist()
+    metadata = wheel.read(f"{folder}/METADATA").decode()
+    head, _, description = metadata.partition("\n\n")
+    assert "Classifier: Typing :: Typed" in head
+    assert f"Project-URL: Source, {SETTINGS['git_url']}" in head
+    links = re.findall(r"\]\(([^)]+)\)", description)
+    assert (
+        len(links) > 20 and [link for link in links if not link.startswith(("https:", "#"))] == []
+    )
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", description)
+    assert all("/raw/" in link or "colab" in link for link in pictures)
+    points = wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "cifar_cam_lib = cifar_cam_lib._modidx:d" in points
