@@ -213,8 +213,10 @@ def check_finished(
 # %% ../nbs/appendix_runs.ipynb #37e68c4f
 def describe_versions() -> dict:
     """Versions of Python and of what decides about numbers; "not installed" if one isn't found."""
-    versions = {}
-    for name in ("torch", "torchvision", "albumentations", "opencv-python", "numpy"):
+    import cv2  # pip has several packages of OpenCV, and conda another, so we ask the module
+
+    versions = {"opencv": cv2.__version__}
+    for name in ("torch", "torchvision", "albumentations", "numpy"):
         versions[name] = "not installed"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
