@@ -92,10 +92,10 @@ def draw_course(
     here: int = 0,  # number of the chapter to mark, from 1; 0 for none
 ) -> plt.Figure:
     """The course as a path through its ten chapters."""
-    figure = plt.figure(figsize=(5.5, 2.3), dpi=144)
+    figure = plt.figure(figsize=(5.5, 2.5), dpi=144)
     axis = figure.add_axes((0, 0, 1, 1))
     for place, name in enumerate(CHAPTERS):
-        x, y = 1.3 * (place % 5), -1.42 * (place // 5)
+        x, y = 1.3 * (place % 5), -1.64 * (place // 5)
         now = place + 1 == here
         edge = {"edgecolor": ORANGE if now else "grey", "linewidth": 3 if now else 0.8}
         corner = x - 0.46, y - 0.46
@@ -108,6 +108,6 @@ def draw_course(
         if place % 5 < 4:
             ends = (x + 0.82, y), (x + 0.48, y)
             axis.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": "grey"})
-    axis.set(xlim=(-0.62, 5.82), ylim=(-2.2, 0.78), aspect="equal")
+    axis.set(xlim=(-0.62, 5.82), ylim=(-2.42, 0.78), aspect="equal")
     axis.axis("off")
     return figure

@@ -48,7 +48,7 @@ def plot_confusion_matrix(
             int(matrix[row, column]),
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=9,
             color="white" if share[row, column] > 0.4 else "black",
         )
     places, plain = range(len(class_names)), {"parse_math": False}

@@ -18,6 +18,27 @@ from torch.utils.data import Dataset
 from .data import LabelledImages, epoch_size, mean_colour, normalise, resize
 from .model import ResNet, resnet18, unwrap
 
+# %% ../nbs/08_fast.ipynb #a10ceb1a
+def orthogonalise(
+    matrices: torch.Tensor,  # float [N, rows, columns]
+    dtype: torch.dtype = torch.float32,  # bfloat16 is enough, where the chip is fast at it
+    iterations: int = 5,  # more come no closer to 1: the polynomial is tuned for speed
+) -> torch.Tensor:
+    """The matrices with their singular values near 1, mostly from 0.5 to 1.5.
+
+    Those a thousand times weaker than the strongest stay smaller. Newton-Schulz iteration of Jordan
+    and others 2024.
+    """
+    norms = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    result = (matrices / norms).to(dtype)
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = result.mT if tall else result  # the smaller product is the cheaper one
+    for _ in range(iterations):  # baddbmm(a, b, c, beta=p, alpha=q) is p a + q b c
+        square = wide @ wide.mT
+        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        wide = torch.baddbmm(wide, square, wide, beta=3.4445)
+    return (wide.mT if tall else wide).to(matrices.dtype)
+
 # %% ../nbs/08_fast.ipynb #b9548a64
 def pack_images(
     images: np.ndarray,  # uint8 [N, H, H, 3], RGB
@@ -251,27 +272,6 @@ def describe_chip(
     deciding = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
     name = str(abilities.get("cpu_name") or platform.machine())
     return ", ".join([name, *(ability for ability in deciding if abilities.get(ability))])
-
-# %% ../nbs/08_fast.ipynb #a10ceb1a
-def orthogonalise(
-    matrices: torch.Tensor,  # float [N, rows, columns]
-    dtype: torch.dtype = torch.float32,  # bfloat16 is enough, where the chip is fast at it
-    iterations: int = 5,  # more come no closer to 1: the polynomial is tuned for speed
-) -> torch.Tensor:
-    """The matrices with their singular values near 1, mostly from 0.5 to 1.5.
-
-    Those a thousand times weaker than the strongest stay smaller. Newton-Schulz iteration of Jordan
-    and others 2024.
-    """
-    norms = matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    result = (matrices / norms).to(dtype)
-    tall = matrices.shape[1] > matrices.shape[2]
-    wide = result.mT if tall else result  # the smaller product is the cheaper one
-    for _ in range(iterations):  # baddbmm(a, b, c, beta=p, alpha=q) is p a + q b c
-        square = wide @ wide.mT
-        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        wide = torch.baddbmm(wide, square, wide, beta=3.4445)
-    return (wide.mT if tall else wide).to(matrices.dtype)
 
 # %% ../nbs/08_fast.ipynb #6f3be6a7
 class Muon(torch.optim.AdamW):

@@ -181,7 +181,8 @@ class Measurements:
                 rates.append(float(f"{rates[-1] ** 2 / rates[-2]:.1g}"))
             else:
                 seeds = self.seeds(changes | {"learning_rate": best})
-                return {"accuracies": {str(r): found[r] for r in rates}, "best": best} | seeds
+                by_rate = {str(rate): found[rate] for rate in rates}
+                return {"by_rate": by_rate, "best": best} | seeds
 
 
 def known_jobs() -> list[tuple]:
