@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_MEAN', 'CIFAR10_STD', 'channel_statistics', 'evaluation_transform', 'train_transform', 'TransformedImages',
-           'EpochSampler', 'split_validation', 'make_loader', 'denormalise', 'show_augmented', 'LabelledImages',
-           'load_images', 'image_grid', 'as_batch', 'read_picture']
+           'split_validation', 'make_loader', 'denormalise', 'show_augmented', 'LabelledImages', 'load_images',
+           'image_grid', 'EpochSampler', 'as_batch', 'read_picture']
 
 # %% ../nbs/01_data.ipynb #ea710088
 import functools
@@ -143,33 +143,6 @@ class TransformedImages(Dataset):
         size = epoch_size(epoch, self.epochs, self.image_sizes)
         return resize(image[None], size)[0], int(self.labelled.labels[index])
 
-# %% ../nbs/01_data.ipynb #2daf85e6
-class EpochSampler(Sampler):
-    """Yields (epoch, index) for all indices, in an order that depends on (seed, epoch) alone."""
-
-    def __init__(
-        self,
-        length: int,  # number of images
-        seed: int,  # fixes the order together with the epoch
-        shuffle: bool = True,  # False keeps the order of the images
-    ):
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.epoch = 0
-        self.start = 0  # images to leave out, to continue an interrupted epoch
-
-    def set_epoch(self, epoch: int):
-        """Choose the epoch that the next pass shows, before each pass. 0 stands for no epoch."""
-        self.epoch, self.start = epoch, 0
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self.length) if self.shuffle else np.arange(self.length)
-        for index in order[self.start :]:
-            yield self.epoch, int(index)
-
 # %% ../nbs/01_data.ipynb #88b27e18
 def split_validation(
     labelled: "LabelledImages",  # the training images
@@ -183,7 +156,7 @@ def split_validation(
     count = len(labelled)
     if not 0 <= validation_size < count:
         raise ValueError(f"validation size is {validation_size}, expected 0 to {count - 1}")
-    generator = np.random.default_rng((seed, 5))  # 5: another stream than the sampler's
+    generator = np.random.default_rng((seed, 5))  # 5: only a label for this draw
     position = np.empty(count)  # place of each image in a shuffled queue of its class, from 0 to 1
     for label in np.unique(labelled.labels):
         members = generator.permutation(np.flatnonzero(labelled.labels == label))
@@ -500,6 +473,33 @@ def epoch_size(
     if epoch > epochs and len(image_sizes) > 1:
         raise ValueError(f"this is epoch {epoch}, but the data set was made for {epochs}")
     return image_sizes[(min(epoch, epochs) - 1) * len(image_sizes) // epochs]
+
+# %% ../nbs/01_data.ipynb #2daf85e6
+class EpochSampler(Sampler):
+    """Yields (epoch, index) for all indices, in an order that depends on (seed, epoch) alone."""
+
+    def __init__(
+        self,
+        length: int,  # number of images
+        seed: int,  # fixes the order together with the epoch
+        shuffle: bool = True,  # False keeps the order of the images
+    ):
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.epoch = 0
+        self.start = 0  # images to leave out, to continue an interrupted epoch
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch that the next pass shows, before each pass. 0 stands for no epoch."""
+        self.epoch, self.start = epoch, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(self.length) if self.shuffle else np.arange(self.length)
+        for index in order[self.start :]:
+            yield self.epoch, int(index)
 
 # %% ../nbs/01_data.ipynb #3a35fb95
 def normalise(
