@@ -17,7 +17,15 @@ from scripts.project import ROOT, SETTINGS
 from scripts.publish.build_readme import LINK, index
 
 FOR_TOOLS = re.compile(r"^(#\||# @title)")  # lines of code cells that are not for readers
-MODULES = sorted(path.stem for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py"))
+MODULES = sorted(
+    path.stem
+    for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py")
+    if "__all__ = []" not in path.read_text(encoding="utf-8")  # such as `course`
+)
+
+
+# No column for "In [ ]:", which takes a fifth of a phone's width.
+STYLE = ".jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none !important }\n"
 
 
 def address():
@@ -29,6 +37,7 @@ def on_config(config):
     "Fill in the addresses."
     repository, config.site_url = address()
     config.repo_url, config.repo_name = repository, "GitHub"
+    config.extra_css.append("site.css")
     config.site_description = (
         "Train a ResNet-18 on CIFAR-10, and see with Grad-CAM which pixels led to its mistakes."
     )
@@ -54,9 +63,10 @@ def home():
 
 
 def on_files(files, config):
-    "Add the home page and the reference."
+    "Add the home page, the style and the reference."
     files.remove(files.get_file_from_path("index.ipynb"))
     files.append(File.generated(config, "index.md", content=home()))
+    files.append(File.generated(config, "site.css", content=STYLE))
     for module in MODULES:
         files.append(File.generated(config, f"api/{module}.md", content=reference(module)))
     return files
@@ -105,7 +115,8 @@ def show_code(cell, soup):
     elif title:
         summary = soup.new_tag("summary")
         summary.string = f"{title[1]}, in code"
-        folded = cell if title[1] == "Drawing" else cell.parent  # a drawing itself is shown
+        drawing = title[1] == "Drawing"  # which itself is shown
+        folded = cell.select_one(".jp-Cell-inputWrapper") if drawing else cell.parent
         folded.wrap(soup.new_tag("details", attrs={"class": "solution"})).insert(0, summary)
 
 
