@@ -27,6 +27,8 @@ OUR_CAT = {"cifar10": 1219, "drawn": 293}
 ORANGE, BLUE, GREY = "#e69f00", "#0072b2", "#d9d9d9"
 # The chapters' small pictures, each in a square from -0.5 to 0.5, by the chapter's number
 PIXELS = (BLUE, GREY, ORANGE, GREY, ORANGE, BLUE, BLUE, GREY, GREY)
+GROUND = [(-0.32, -0.32, 0.64, 0.64, GREY)]  # of a map
+SPOT = [(0.04, 0.02, 0.24, "#f3cf80"), (0.04, 0.02, 0.14, ORANGE)]  # where it's bright
 RECTANGLES = {  # left, bottom, width, height, colour
     1: [(-0.3 + 0.2 * (n % 3), -0.3 + 0.2 * (n // 3), 0.17, 0.17, c) for n, c in enumerate(PIXELS)],
     2: [
@@ -39,8 +41,8 @@ RECTANGLES = {  # left, bottom, width, height, colour
         (0.04, -0.3, 0.26, 0.26, BLUE),
         (-0.3, 0.04, 0.26, 0.26, BLUE),
     ],
-    5: [(-0.32, -0.32, 0.64, 0.64, GREY)],
-    7: [(-0.32, -0.32, 0.64, 0.64, GREY)],
+    5: GROUND,
+    7: GROUND,
     9: [(-0.32 + 0.17 * n, -0.3, 0.13, 0.14 + 0.14 * n, BLUE) for n in range(4)],
 }
 CURVE = np.linspace(0, 3.2, 20)
@@ -63,8 +65,8 @@ LINES = {  # x, y, colour
     ],
 }
 DISCS = {  # x, y, radius, colour
-    5: [(0.04, 0.02, 0.24, "#f3cf80"), (0.04, 0.02, 0.14, ORANGE)],
-    7: [(0.04, 0.02, 0.24, "#f3cf80"), (0.04, 0.02, 0.14, ORANGE)],
+    5: SPOT,
+    7: SPOT,
     10: [(0.18, 0.16, 0.06, ORANGE)],
 }
 
@@ -72,8 +74,8 @@ DISCS = {  # x, y, radius, colour
 def draw_chapter(
     axis: plt.Axes,  # drawn on
     number: int,  # of the chapter, from 1
-    x: float,  # the middle of a square of side 1
-    y: float,  # the same
+    x: float,  # middle of its square, whose side is 1
+    y: float,  # the same, upwards
 ):
     """The small picture of a chapter."""
     for left, bottom, width, height, colour in RECTANGLES.get(number, []):

@@ -29,7 +29,6 @@ from cifar_cam_lib.course import OUR_CAT
 from cifar_cam_lib.data import LabelledImages, as_batch, load_images
 from cifar_cam_lib.drawn import SIDE, draw_pairs, draw_pictures
 from cifar_cam_lib.gradcam import (
-    capture_activations,
     gradcam,
     gradcam_map,
     gradcam_plus_plus_map,
@@ -318,22 +317,17 @@ def film_frame(
     training = network.training
     with torch.no_grad():
         probabilities = network.eval()(images).softmax(1)
-    targets = torch.stack([labels, probabilities.argmax(1)], dim=1)
-    with capture_activations(network, ("layer4",)) as kept:
-        scores = network(images).gather(1, targets).sum(0)
-        gradients = [
-            torch.autograd.grad(score, kept["layer4"], retain_graph=True)[0] for score in scores
-        ]
-        maps = [gradcam_map(kept["layer4"], gradient) for gradient in gradients]
     network.train(training)
+    targets = torch.stack([labels, probabilities.argmax(1)], dim=1)
+    maps = gradcam(network, images, targets, ("layer4",)).raw["layer4"]
 
     def rounded(numbers):
         return [float(f"{number:.3g}") for number in numbers.flatten().tolist()]
 
     return {
         "probabilities": [rounded(row) for row in probabilities],
-        "true": [rounded(one) for one in maps[0].detach()],
-        "predicted": [rounded(one) for one in maps[1].detach()],
+        "true": [rounded(one) for one in maps[:, 0]],
+        "predicted": [rounded(one) for one in maps[:, 1]],
     }
 
 
