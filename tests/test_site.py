@@ -15,11 +15,14 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from mkdocs.exceptions import PluginError
 
 from scripts.project import ROOT, SETTINGS
+from scripts.publish import site_hooks
 
 MKDOCS = ROOT / "scripts" / "publish" / "mkdocs.yml"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESKTOP, PHONE = {"width": 1300, "height": 900}, {"width": 390, "height": 844}
+MADE = {"index.md", "results.md", "setup.md"}  # from the index
 
 
 class Page(HTMLParser):
@@ -87,7 +90,8 @@ def test_every_notebook_and_page_is_on_the_site(pages, site):
         for path in (ROOT / "cifar_cam_lib").glob("[a-z]*.py")
         if path.stem != "course"  # has nothing public
     }
-    assert expected | modules == {path.relative_to(site) for path in pages}
+    made = {Path(name).with_suffix(".html") for name in MADE}
+    assert expected | modules | made == {path.relative_to(site) for path in pages}
 
 
 def test_quarto_is_told_of_the_same_pages_in_the_same_order():
@@ -101,7 +105,8 @@ def test_quarto_is_told_of_the_same_pages_in_the_same_order():
         if name not in ("Home", "Library")
     }
     files = {
-        name: [file for page in pages for file in page.values()] for name, pages in sections.items()
+        name: [file for page in pages for file in page.values() if file not in MADE]
+        for name, pages in sections.items()
     }
     assert quarto == [
         "index.ipynb",
@@ -165,7 +170,53 @@ def test_a_drawing_is_shown_and_its_code_is_folded_away(site):
     assert len(folds) > 5
     for fold in folds:
         assert fold.find("pre") and not fold.find("img")
-        assert fold.find_parent(class_="jp-CodeCell").find("img")
+        assert fold.find_parent(class_="cell").find("img")
+
+
+def test_every_page_with_its_pictures_is_below_a_megabyte_and_a_half(pages, site):
+    sizes = {}
+    for path, page in pages.items():
+        pictures = {(path.parent / picture["src"]).resolve() for picture in page.pictures}
+        sizes[path.name] = sum(file.stat().st_size for file in (path, *pictures))
+    assert {name: size for name, size in sizes.items() if size > 1_500_000} == {}
+    assert any((site / "pictures").iterdir())
+
+
+def test_pictures_are_files_with_their_size_and_all_but_the_first_can_wait(pages):
+    for path, page in pages.items():
+        for place, picture in enumerate(page.pictures):
+            assert {"width", "height"} <= set(picture), f"{path.name}: {picture['alt']}"
+            assert picture["src"].endswith(".png") and ("loading" in picture) == (place > 0)
+
+
+def test_every_card_has_a_picture_a_question_and_minutes_and_leads_to_its_chapter(site):
+    soup = BeautifulSoup((site / "index.html").read_text(encoding="utf-8"), "html.parser")
+    chapters, levels = soup.select("ol.cards")
+    names = sorted(path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb"))
+    cards = chapters.select("li.card")
+    assert [card.h3.a["href"] for card in cards] == [f"{name}.html" for name in names]
+    for name, card in zip(names, cards):
+        question, minutes = (part.get_text() for part in card.find_all("p"))
+        assert question.endswith("?") and card.img["alt"], name
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert card.img["src"] in text, "the picture is one of the chapter's own"
+        assert f"<strong>It takes</strong> about {minutes} to read the core" in text
+    for card in levels.select("li.card"):
+        text = (site / card.h3.a["href"]).read_text(encoding="utf-8")
+        assert card.h3.get_text() in text and card.find(class_="minutes").get_text() in text
+    assert len(levels.select("li.card")) == 3
+    assert soup.select_one("a.md-button")["href"] == "levels/1_all_in_one.html"
+
+
+@pytest.mark.parametrize("link", ["away.html", "there.html#away", "#away", "away.png"])
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path, link):
+    (tmp_path / "here.html").write_text(f'<p id="top"><a class="x" href="{link}">to</a></p>')
+    (tmp_path / "there.html").write_text('<h2 id="part"></h2><a href="here.html#top">back</a>')
+    config = type("Config", (), {"site_dir": tmp_path})
+    with pytest.raises(PluginError, match=f"here.html: {link}$"):
+        site_hooks.on_post_build(config)
+    (tmp_path / "here.html").write_text('<p id="top"><a href="there.html#part">to</a></p>')
+    site_hooks.on_post_build(config)
 
 
 def test_both_schemes_of_colour_and_the_search_are_there(site):
@@ -186,23 +237,21 @@ def address(site):
 
 
 def open_tab(browser, address):
-    """A tab to which only the site answers; of others, only the badge may be asked for."""
-
-    def answer(route):
-        if route.request.url.endswith("/colab-badge.svg"):
-            route.fulfill(
-                content_type="image/svg+xml",
-                body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>',
-            )
-        else:
-            route.abort()
-
+    """A tab to which only the site answers."""
     tab = browser.new_page(viewport=DESKTOP)
-    tab.route(re.compile(f"^(?!data:|{re.escape(address)})"), answer)
+    tab.route(re.compile(f"^(?!data:|{re.escape(address)})"), lambda route: route.abort())
     return tab
 
 
-def test_no_page_complains_or_overflows_on_a_desktop_or_a_phone(pages, site, address, browser):
+WIDE = """() => [...document.querySelectorAll('.highlight pre > code')]
+    .filter(code => Math.max(...code.innerText.split('\\n').map(line => line.length)) <= 100)
+    .filter(code => code.checkVisibility() && code.scrollWidth > code.clientWidth)
+    .map(code => code.innerText.slice(0, 40))"""
+
+
+def test_no_page_complains_or_overflows_or_asks_elsewhere_on_a_desktop_or_a_phone(
+    pages, site, address, browser
+):
     faults = []
     tab = open_tab(browser, address)
     tab.on(
@@ -222,6 +271,8 @@ def test_no_page_complains_or_overflows_on_a_desktop_or_a_phone(pages, site, add
     tab.on("requestfailed", failed)
     for path in pages:
         tab.goto(f"{address}/{path.relative_to(site).as_posix()}")
+        tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        faults += [f"{path.name}: scrolls sideways: {code}" for code in tab.evaluate(WIDE)]
         for size in (DESKTOP, PHONE):
             tab.set_viewport_size(size)
             wide = tab.evaluate("document.scrollingElement.scrollWidth - window.innerWidth")

@@ -64,7 +64,7 @@ def render(
     if cell.cell_type != "code" or "hide" in marks:
         return ""
     code = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE).strip()
-    parts = [] if "echo: false" in marks else [f"```python\n{code}\n```"]
+    parts = [f"```python\n{code}\n```"] if code and "echo: false" not in marks else []
     for output in cell.outputs:
         data = output.get("data", {})
         if "image/png" in data:
