@@ -272,12 +272,12 @@ def test_no_page_complains_or_overflows_or_asks_elsewhere_on_a_desktop_or_a_phon
     for path in pages:
         tab.goto(f"{address}/{path.relative_to(site).as_posix()}")
         tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-        faults += [f"{path.name}: scrolls sideways: {code}" for code in tab.evaluate(WIDE)]
-        for size in (DESKTOP, PHONE):
+        for size in (PHONE, DESKTOP):
             tab.set_viewport_size(size)
             wide = tab.evaluate("document.scrollingElement.scrollWidth - window.innerWidth")
             if wide > 0:
                 faults.append(f"{path.name} is {wide} pixels too wide at {size['width']}")
+        faults += [f"{path.name}: scrolls sideways: {code}" for code in tab.evaluate(WIDE)]
     tab.close()
     assert faults == []
 

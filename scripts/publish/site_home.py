@@ -48,7 +48,8 @@ def home():
     rows = ROW.findall(course)
     return Template((ROOT / "scripts" / "publish" / "home.html").read_text("utf-8")).substitute(
         claim=inline(re.search(r"^> (.+)$", first, re.MULTILINE)[1]),
-        picture=inline(re.search(r"^!\[.+$", first, re.MULTILINE)[0]),
+        picture=first_picture(first),
+        path=first_picture(course),
         chapters="\n".join(chapter(*row) for row in rows if row[1] in PICTURES),
         appendices="\n".join(
             f'<li><a href="{page(file)}">{title}</a> {inline(question)}</li>'
@@ -62,6 +63,11 @@ def home():
             markdown.markdown("\n".join(re.findall(r"^- \*\*.+$", course, re.MULTILINE)))
         ),
     )
+
+
+def first_picture(text):
+    "The first picture of a section."
+    return inline(re.search(r"^!\[.+$", text, re.MULTILINE)[0])
 
 
 def page(file):
