@@ -177,8 +177,8 @@ def test_every_page_with_its_pictures_is_below_a_megabyte_and_a_half(pages, site
     sizes = {}
     for path, page in pages.items():
         pictures = {(path.parent / picture["src"]).resolve() for picture in page.pictures}
-        sizes[path.name] = sum(file.stat().st_size for file in (path, *pictures))
-    assert {name: size for name, size in sizes.items() if size > 1_500_000} == {}
+        sizes[path] = sum(file.stat().st_size for file in (path, *pictures))
+    assert {path: size for path, size in sizes.items() if size > 1_500_000} == {}
     assert any((site / "pictures").iterdir())
 
 

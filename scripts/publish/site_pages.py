@@ -9,6 +9,7 @@ import hashlib
 import posixpath
 import re
 import struct
+from copy import copy
 
 from bs4 import BeautifulSoup
 from mkdocs.structure.files import File, InclusionLevel
@@ -83,7 +84,7 @@ def show_output(output, soup):
     "What a cell printed or drew."
     output.attrs = {"class": "output"}
     for text in output.find_all("pre"):
-        text.replace_with(block(text.__copy__(), "printed no-copy", soup))
+        text.replace_with(block(copy(text), "printed no-copy", soup))
     return output
 
 
