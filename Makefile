@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks weights bench ablation trust checks own stress clean
+.PHONY: help setup demo test lab docs export notebooks levels weights bench ablation trust checks own stress clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -62,8 +62,11 @@ export: setup ## write the library, README.md and the page on the levels from th
 	@PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean
 	@$(BIN)/python -m scripts.publish.build_levels
 
-notebooks: setup ## run all notebooks and save their outputs
+notebooks: setup ## run all notebooks but the three levels, and save their outputs
 	@$(BIN)/python -m scripts.publish.run_notebooks
+
+levels: setup ## run the three levels in full, save their outputs, and train two more seeds (three hours)
+	@$(BIN)/python -m scripts.measure.levels --out results/levels.json
 
 weights: setup ## train the two small networks that come in the package, on drawn pictures and on CIFAR-10 (35 minutes)
 	@$(BIN)/cifar-cam train --preset demo --out runs/ship-drawn

@@ -4,6 +4,9 @@
 __all__ = []
 
 # %% ../nbs/index.ipynb #2a0e81c3
+import importlib.util
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -113,3 +116,19 @@ def draw_course(
     axis.set(xlim=(-0.62, 5.82), ylim=(-2.42, 0.78), aspect="equal")
     axis.axis("off")
     return figure
+
+# %% ../nbs/index.ipynb #f1d70e52
+RECORDS = "https://github.com/cifar-cam/cifar_cam_lib/tree/main/results"
+
+
+def find_results() -> Path | None:
+    """The folder results/ of a checkout, or of the folder one works in or the one above.
+
+    None if there is none, as after pip install; then a line says where its records are.
+    """
+    checkout = Path(importlib.util.find_spec("cifar_cam_lib").origin).parent.parent
+    for folder in (checkout, Path(), Path("..")):
+        if (folder / "results" / "trust.json").exists():
+            return (folder / "results").resolve()
+    print(f"The recorded results aren't here. They're in the repository: {RECORDS}")
+    return None

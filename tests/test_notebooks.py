@@ -2,15 +2,18 @@
 
 import ast
 import base64
+import importlib.util
 import io
 import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.project import ROOT
+from cifar_cam_lib import course
+from scripts.project import ROOT, SETTINGS
 from scripts.publish.run_notebooks import with_palette
 
 NOTEBOOKS = sorted(
@@ -236,3 +239,27 @@ def test_the_table_of_the_original_points_at_symbols_that_are_asserted():
         assert any(name in names for names in cells), (
             f"{module}.{name} has no asserting cell in its chapter"
         )
+
+
+def test_results_are_found_from_any_folder_and_their_absence_is_one_line(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert (course.find_results() / "trust.json").samefile(ROOT / "results" / "trust.json")
+    elsewhere = SimpleNamespace(origin=str(tmp_path / "site" / "cifar_cam_lib" / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: elsewhere)
+    for folder in (ROOT, ROOT / "nbs"):
+        monkeypatch.chdir(folder)
+        assert course.find_results().samefile(ROOT / "results")
+    assert capsys.readouterr().out == ""
+    monkeypatch.chdir(tmp_path)
+    assert course.find_results() is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"{SETTINGS['git_url']}/tree/main/results")
+
+
+@each_notebook
+def test_a_notebook_looks_for_results_in_that_way(path):
+    code = "\n".join(own_cells(path))
+    assert not re.search(r"Path\([^)]*results", code)
+    assert "results /" not in code or "find_results()" in code

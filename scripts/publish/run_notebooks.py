@@ -1,11 +1,12 @@
 """Runs notebooks from top to bottom, each in a kernel of its own, and saves their outputs.
 
-    .venv/bin/python -m scripts.publish.run_notebooks                    all of them
+    .venv/bin/python -m scripts.publish.run_notebooks                    all but the three levels
     .venv/bin/python -m scripts.publish.run_notebooks nbs/01_data.ipynb  some
     .venv/bin/python -m scripts.publish.run_notebooks --check            look only at what is saved
 
-Cells marked `#| eval: false` don't run and keep the outputs that they have. A notebook with a
-failure, or with an output that names a folder of this computer, isn't saved.
+The levels take half an hour each, so `make levels` runs them. Cells marked `#| eval: false` don't
+run and keep the outputs that they have. A notebook with a failure, or with an output that names a
+folder of this computer, isn't saved.
 """
 
 import argparse
@@ -38,12 +39,19 @@ NOT_RUN = re.compile(r"^#\|\s*eval:\s*false\b", re.MULTILINE)
 
 
 class Client(NotebookClient):
-    "Runs the cells that are not marked `#| eval: false`."
+    "Runs the cells that are not marked `#| eval: false`, and shows what they print if asked to."
+
+    watch = False
 
     async def async_execute_cell(self, cell, cell_index, **options):
         if cell.cell_type == "code" and NOT_RUN.search(cell.source):
             return cell
         return await super().async_execute_cell(cell, cell_index, **options)
+
+    def process_message(self, msg, cell, cell_index):
+        if self.watch and msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
 
 
 def written(
@@ -112,8 +120,21 @@ def use_palettes(
                 output.data["image/png"] = with_palette(output.data["image/png"])
 
 
+def prepare():
+    "Set up the environment that the kernels inherit."
+    os.environ |= {
+        # figures are saved, whatever the caller draws with
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "TQDM_DISABLE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 def run(
     path,  # the notebook's file
+    watch=False,  # show what the cells print while they run
 ):
     "Run the notebook, and save it with its outputs; returns what keeps it from being saved."
     notebook = nbformat.read(path, as_version=4)
@@ -126,6 +147,7 @@ def run(
         extra_arguments=["--log-level=ERROR"],  # no warning per kernel that it talks over TCP
         resources={"metadata": {"path": str(path.parent)}},
     )
+    client.watch = watch
     try:
         client.execute()
     except CellExecutionError as error:
@@ -150,7 +172,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "notebooks", nargs="*", type=Path, help="files to run; without any, all under nbs/"
+        "notebooks", nargs="*", type=Path, help="files to run; without any, all but the levels"
     )
     parser.add_argument(
         "--check", action="store_true", help="run nothing; look only at what is saved"
@@ -159,16 +181,10 @@ def main():
     everything = sorted(
         path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
     )
-    os.environ |= {
-        # figures are saved, whatever the caller draws with
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-        "TQDM_DISABLE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
+    prepare()
     failed = False
-    for path in options.notebooks or everything:
+    chosen = [path for path in everything if options.check or path.parent.name != "levels"]
+    for path in options.notebooks or chosen:
         start = time.perf_counter()
         found = list(faults(nbformat.read(path, as_version=4))) if options.check else run(path)
         for fault in found:

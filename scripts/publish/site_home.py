@@ -57,6 +57,7 @@ def home():
             if file not in PICTURES
         ),
         levels="\n".join(map(level, LEVELS)),
+        three=first_picture((NBS / "levels" / "README.md").read_text("utf-8")).replace("../", ""),
         start=minutes("levels/1_all_in_one.ipynb"),
         whom=inline(re.search(r"^\*\*For whom\?\*\* (.+)$", course, re.MULTILINE)[1]),
         routes=linked(

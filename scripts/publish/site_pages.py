@@ -49,6 +49,8 @@ def finished(html, source, files, config):
 def show_cells(soup):
     "Text and code without the frames around them."
     for cell in soup.find_all(class_="jp-MarkdownCell"):
+        for code in cell.select("div.highlight > pre"):
+            code.parent.replace_with(block(copy(code), "highlight", soup))
         cell.replace_with(*list(cell.find(class_="jp-MarkdownOutput").contents))
     for cell in soup.select("div.jp-CodeCell > div.jp-CodeCell"):
         show_code(cell.parent, soup)
@@ -112,8 +114,16 @@ def show_picture(picture, folder, files, config):
         content = base64.b64decode(picture["src"].removeprefix(INLINED))
         picture["src"] = posixpath.relpath(keep(content, files, config), folder or ".")
     file = files.get_file_from_path(posixpath.normpath(posixpath.join(folder, picture["src"])))
-    width, height = struct.unpack(">II", file.content_bytes[16:24])  # as a PNG begins
-    picture["width"], picture["height"] = width, height
+    picture["width"], picture["height"] = size_of(file.content_bytes)
+
+
+def size_of(
+    content,  # of a PNG, or of an SVG that has a viewBox
+):
+    "Width and height of a picture."
+    if content.startswith(b"\x89PNG"):
+        return struct.unpack(">II", content[16:24])
+    return tuple(map(int, re.search(rb'viewBox="0 0 (\d+) (\d+)"', content).groups()))
 
 
 def keep(content, files, config):
