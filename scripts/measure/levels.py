@@ -79,7 +79,10 @@ def small_notebook(
     path: Path,  # a level
     change: tuple[str, str],  # a text that occurs once in its code, and what takes its place
 ):
-    """The level down to its numbers, with small settings, one change, and what saves its arrays."""
+    """The level down to its numbers, with small settings, one change, and what saves its arrays.
+
+    Raises ValueError if the text to change isn't there exactly once.
+    """
     notebook = nbformat.read(path, as_version=4)
     headings = [cell.source.partition("\n")[0] for cell in notebook.cells]
     end = headings.index(f"## {END}") + 2  # the heading's cell and the one with the numbers
@@ -96,17 +99,27 @@ def small_notebook(
     return notebook
 
 
+def change_file(
+    path: Path,  # a module of a copy of the library
+    old: str,  # a text that occurs once
+    new: str,  # what takes its place
+):
+    """Change one text. Raises ValueError if it isn't there exactly once."""
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise ValueError(f"the text to change is not in {path.name}, or more than once: {old}")
+    path.write_text(text.replace(old, new))
+
+
 def copy_library(
     folder: Path,  # where to
-):
+) -> Path:
     """A copy of the library that draws at most 1,000 pictures, because drawing takes time."""
     library = folder / "cifar_cam_lib"
     shutil.copytree(ROOT / "cifar_cam_lib", library, ignore=shutil.ignore_patterns("__pycache__"))
-    drawn, all_pictures = (library / "drawn.py").read_text(), "clue) for index in range(count)"
-    if drawn.count(all_pictures) != 1:
-        raise ValueError(f"drawn.py has no {all_pictures}")
+    all_pictures = "clue) for index in range(count)"
     some = all_pictures.replace("count", "min(count, 1000)")
-    (library / "drawn.py").write_text(drawn.replace(all_pictures, some))
+    change_file(library / "drawn.py", all_pictures, some)
     return library
 
 
@@ -116,16 +129,16 @@ def run_small(
     data_root="nowhere",  # folder that contains cifar-10-batches-py; else drawn pictures are used
     change=(None, "", ""),  # file of the library, None for the notebook; a text; its replacement
 ) -> dict:
-    """Execute a level in a kernel of its own with SMALL settings; returns its arrays by name."""
+    """Execute a level in a kernel of its own with SMALL settings; returns its arrays by name.
+
+    Raises ValueError if the text to change isn't there exactly once.
+    """
     file, old, new = change
     library = copy_library(folder)
-    path = ROOT / "nbs" / "levels" / f"{level}.ipynb"
+    path = build_levels.FOLDER / f"{level}.ipynb"
     notebook = small_notebook(path, ("", "") if file else (old, new))
     if file:
-        text = (library / file).read_text()
-        if text.count(old) != 1:
-            raise ValueError(f"the text to change is not in {file}, or more than once: {old}")
-        (library / file).write_text(text.replace(old, new))
+        change_file(library / file, old, new)
     # Coverage would count the copy.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
     environment = kept | {

@@ -11,10 +11,11 @@ import markdown
 import nbformat
 
 from scripts.project import ROOT
+from scripts.publish.build_levels import NOTEBOOKS
 from scripts.publish.build_readme import index
 from scripts.publish.site_pages import INLINED
 
-NBS, LEVELS = ROOT / "nbs", ("1_all_in_one", "2_with_the_library", "3_one_call")
+NBS = ROOT / "nbs"
 # The picture on each chapter's card, by the cell that drew it
 PICTURES = {
     "01_data.ipynb": "10eb415a",
@@ -56,7 +57,7 @@ def home():
             for title, file, question, _ in rows
             if file not in PICTURES
         ),
-        levels="\n".join(map(level, LEVELS)),
+        levels="\n".join(map(level, NOTEBOOKS)),
         three=first_picture((NBS / "levels" / "README.md").read_text("utf-8")).replace("../", ""),
         start=minutes("levels/1_all_in_one.ipynb"),
         whom=inline(re.search(r"^\*\*For whom\?\*\* (.+)$", course, re.MULTILINE)[1]),
