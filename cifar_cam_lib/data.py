@@ -231,19 +231,19 @@ def default_root() -> Path:
         ) from error
 
 # %% ../nbs/01_data.ipynb #a0c95aa1
-def import_cifar10():
-    """torchvision's CIFAR10, imported only when it's needed.
+def import_torchvision():
+    """torchvision, imported only when it's needed, because it takes seconds.
 
-    Raises ImportError if torchvision doesn't match torch.
+    Raises ImportError if it doesn't match torch.
     """
     try:
-        from torchvision.datasets import CIFAR10
+        import torchvision
     except RuntimeError as error:  # a torchvision built for CUDA beside a torch built without it
         raise ImportError(
             "torchvision doesn't match the installed torch: install both from the same source, "
             "or run `make setup`, which repairs the pair inside .venv"
         ) from error
-    return CIFAR10
+    return torchvision
 
 # %% ../nbs/01_data.ipynb #edde3dd0
 def check_images(
@@ -341,7 +341,7 @@ def read_cifar10(
     """
     have_cifar10(root, download)
     verify_cifar10(root)
-    cifar10 = import_cifar10()
+    cifar10 = import_torchvision().datasets.CIFAR10
     splits = cifar10(root, train=True), cifar10(root, train=False)
     return tuple(
         LabelledImages(split.data, split.targets, CLASS_NAMES, "cifar10") for split in splits

@@ -32,6 +32,7 @@ from cifar_cam_lib.data import (
     as_batch,
     channel_statistics,
     denormalise,
+    import_torchvision,
     read_picture,
     split_validation,
     tile_extent,
@@ -612,8 +613,7 @@ def torchvision_classifier(
     Raises ValueError for an unknown one, or if its layers must be named; FileNotFoundError if its
     weights aren't here and can't be fetched, OSError if they're damaged.
     """
-    from torchvision import models  # here, because it takes seconds to load
-
+    models = import_torchvision().models
     known = models.list_models(module=models)
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=4) or ["resnet50"])
@@ -645,8 +645,6 @@ def load_safely(
 
     Raises FileNotFoundError if they can't be fetched, OSError if the file is damaged.
     """
-    from torchvision.models import get_model
-
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path, flag = folder / Path(weights.url).name, "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     if not path.is_file():
@@ -656,7 +654,7 @@ def load_safely(
     before = os.environ.get(flag, "")
     os.environ[flag] = "1"  # a file of weights is a pickle, which could run code otherwise
     try:
-        return get_model(name, weights=weights).eval()
+        return import_torchvision().models.get_model(name, weights=weights).eval()
     except Exception as error:  # torch raises many kinds for a damaged file
         kind = type(error).__name__
         raise OSError(f"{path} is damaged ({kind}): delete it and try again") from error

@@ -67,8 +67,8 @@ CHANGES = {
 
 
 def is_stale(result):
-    """Do the first losses differ, in the fourth digit, from those at the time of the full runs?"""
-    return not np.allclose(result["history"][:, :2], RECORD["first_losses"], rtol=3e-4, atol=0)
+    """Do the first losses differ, by more than a processor's habits, from those of the full runs?"""
+    return not np.allclose(result["history"][:, :2], RECORD["first_losses"], rtol=3e-5, atol=0)
 
 
 def differences(first, second):
@@ -125,7 +125,7 @@ def test_level_1_takes_nothing_of_ours_but_the_drawn_pictures():
 def agree(runs, source):
     first, second, third = (runs[level, source].result() for level in (FIRST, SECOND, THIRD))
     assert differences(first, second) == differences(first, third) == set()
-    assert first["steps"] == 40 and len(first["history"]) == 2
+    assert first["steps"] == 8 and len(first["history"]) == 2
     torch.manual_seed(3)
     before = resnet18(width=8).state_dict()
     assert len(before) == sum(name.startswith("weights") for name in first) == 61

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_cam_lib import main as module
 from cifar_cam_lib import settings
-from cifar_cam_lib.data import draw_once, import_cifar10, read_picture
+from cifar_cam_lib.data import draw_once, import_torchvision, read_picture
 from cifar_cam_lib.fast import choose_precision
 from cifar_cam_lib.main import cli, evaluate, explain, load_splits, resume, run
 from cifar_cam_lib.model import resnet18
@@ -361,7 +361,7 @@ def places(small_run, tmp_path_factory):
     (folders["full"] / "nothing.png").write_bytes(b"")
     Image.fromarray(pixels).save(folders["full"] / "good.png")
     (folders["full"] / "half.png").write_bytes((folders["full"] / "good.png").read_bytes()[:2000])
-    cifar10 = import_cifar10()
+    cifar10 = import_torchvision().datasets.CIFAR10
     (folders["empty"] / cifar10.base_folder).mkdir()
     batches = folders["damaged"] / cifar10.base_folder
     batches.mkdir()

@@ -319,7 +319,8 @@ def measured(
 ):
     """Minutes of a run and, once measured, the spread over seeds, in words."""
     minutes = [level["seconds"] / 60 for level in record["levels"].values()]
-    cpu = f"{record['machine']['threads']} cores of an {record['machine']['cpu'].split(',')[0]}"
+    machine = record["levels"][NOTEBOOKS[2]]["machine"]
+    cpu = f"{machine['threads']} cores of an {machine['cpu'].split(',')[0]}"
     text = f"Each took {min(minutes):.0f} to {max(minutes):.0f} minutes on {cpu}. "
     if "seeds" in record:
         accuracies = [100 * run["test"] for run in record["seeds"].values()]
