@@ -7,8 +7,10 @@ from pathlib import Path
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
 
+import matplotlib.pyplot as plt
 import pytest
 
+from cifar_cam_lib import gradcam, main
 from cifar_cam_lib.data import default_root, verify_cifar10
 from cifar_cam_lib.main import run
 from cifar_cam_lib.settings import Config
@@ -66,6 +68,16 @@ def cifar10_root():
 def small_run(tmp_path_factory):
     """The result of two short epochs on drawn pictures; do not change its folder."""
     return run(small(out=tmp_path_factory.mktemp("runs") / "small"))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Two thirds of the time of a small run go into its figures; here they stay empty."""
+    for name in ("show_augmented", "draw_network", "plot_history", "plot_confusion_matrix"):
+        monkeypatch.setattr(main, name, lambda *words: plt.figure())
+    monkeypatch.setattr(main, "show_mistakes", lambda *words: plt.figure())
+    monkeypatch.setattr(gradcam, "show_gradcam", lambda *words: plt.figure())
+    monkeypatch.setattr(main, "save_figure", lambda figure, *rest: plt.close(figure))
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ CHANGES = {
 
 
 def is_stale(result):
-    """Do the first losses differ, by more than a processor's habits, from those of the full runs?"""
+    """Do the first losses differ, by more than between processors, from those of the full runs?"""
     return not np.allclose(result["history"][:, :2], RECORD["first_losses"], rtol=3e-5, atol=0)
 
 

@@ -47,12 +47,6 @@ FIGURES = {
 COMMAND = [sys.executable, "-m", "cifar_cam_lib"]
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Half of the time of a small run goes into its figures."""
-    monkeypatch.setattr(module, "save_figure", lambda figure, *rest: module.plt.close(figure))
-
-
 def sha256(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 

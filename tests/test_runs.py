@@ -40,12 +40,6 @@ from cifar_cam_lib.training import load_model, save_weights
 COMMAND = [sys.executable, "-m", "cifar_cam_lib"]
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Half of the time of a small run goes into its figures."""
-    monkeypatch.setattr(module, "save_figure", lambda figure, *rest: module.plt.close(figure))
-
-
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
