@@ -85,7 +85,7 @@ def start() -> int:
     """Run the command of the terminal and return its exit code, see `cifar_cam_lib.runs.report_error`."""
     listen(stop_at_once)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  (none if it was closed)
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (none if it was closed)
         setattr(sys, name, PatientOutput(stream) if hasattr(stream, "reconfigure") else stream)
     if (
         not sys.warnoptions
@@ -97,7 +97,16 @@ def start() -> int:
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, so no window is opened
     # What Apple's GPU can't do is done by the CPU, and PyTorch says so.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    from .main import execute
+    try:
+        from .main import execute
+    except ImportError as error:  # half an installation, or a system without what a library needs
+        reason = " ".join(str(error).split())
+        print(
+            f"cifar-cam: {error.name or 'a library'} can't be loaded ({reason}): install cifar_cam_lib "
+            "anew, in an environment of its own",
+            file=sys.stderr,
+        )
+        return 3
 
     listen(stop_with_care([], os.getpid()))
     code = execute(command)

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .drawn import CLASS_NAMES, draw_pictures
-from .runs import have_cifar10, open_picture, verify_cifar10
+from .runs import check_workers_start, have_cifar10, open_picture, verify_cifar10
 
 # %% ../nbs/01_data.ipynb #13a2fbe0
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Albumentations asks the network at import
@@ -174,8 +174,10 @@ def make_loader(
 ) -> DataLoader:
     """Loader of (images float32 [B, 3, H, H], labels int64 [B]); pins memory if there is a GPU.
 
-    Our own data sets get an `EpochSampler`; others are shuffled by PyTorch.
+    Our own data sets get an `EpochSampler`; others are shuffled by PyTorch. Raises RuntimeError if
+    workers can't start.
     """
+    check_workers_start(workers)
     batched = getattr(dataset, "batched", False)
     epochs = hasattr(dataset, "image_sizes")  # one of ours takes (epoch, index)
     return DataLoader(
@@ -240,8 +242,8 @@ def import_torchvision():
         import torchvision
     except RuntimeError as error:  # a torchvision built for CUDA beside a torch built without it
         raise ImportError(
-            "torchvision doesn't match the installed torch: install both from the same source, "
-            "or run `make setup`, which repairs the pair inside .venv"
+            "torchvision doesn't match the installed torch: install both from the same source "
+            "(in a clone of this project, `make setup` repairs the pair inside .venv)"
         ) from error
     return torchvision
 

@@ -61,6 +61,7 @@ from cifar_cam_lib.runs import (
     RunStopped,
     SavingLoader,
     check_continues,
+    check_workers_start,
     chosen_before,
     describe_metrics,
     describe_versions,
@@ -317,6 +318,7 @@ def run(
     """
     config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
     choose_device(config.device)  # what isn't there is an error now
+    check_workers_start(config.workers)
     images = load_splits(config)
     initial_model(config, len(images["train"].class_names))
     with only_writer(folder or (folder := new_run_folder(config.out))):
@@ -428,7 +430,7 @@ def execute(command: Config | Data | Resume | Evaluate | Explain) -> int:
             case Explain():
                 explain(*astuple(command))
         return 0
-    except (ValueError, OSError, RunStopped, KeyboardInterrupt) as error:
+    except (ValueError, OSError, ImportError, RunStopped, KeyboardInterrupt) as error:
         return report_error(error)
 
 # %% ../nbs/06_main.ipynb #30a70e79

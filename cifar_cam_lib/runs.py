@@ -7,11 +7,13 @@ __all__ = ['RunStopped']
 
 # %% ../nbs/appendix_runs.ipynb #36ca9560
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import re
@@ -280,6 +282,26 @@ def report_error(
         code = 2 if isinstance(error, ValueError) else 3
     print(f"cifar-cam: {printable(line)}", file=sys.stderr)
     return code
+
+# %% ../nbs/appendix_runs.ipynb #f4b8198d
+@functools.cache  # once is enough
+def check_workers_start(
+    workers: int,  # how many are asked for
+):
+    """Raises RuntimeError if worker processes can't start, as in a script without its guard."""
+    context = multiprocessing.get_context()
+    if workers == 0 or context.get_start_method() == "fork":  # a copy of this process has it all
+        return
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, importing
+        sys.exit(1)
+    scout = context.Process(target=int, daemon=True)
+    scout.start()
+    scout.join()
+    if scout.exitcode:
+        raise RuntimeError(
+            "worker processes can't start: they import your script first, so put what it does "
+            'under the line if __name__ == "__main__": or set workers to 0'
+        )
 
 # %% ../nbs/appendix_runs.ipynb #99ce478c
 def states_of(

@@ -95,7 +95,8 @@ def homeless(monkeypatch):
 def checkout(tmp_path_factory) -> Path:
     """A copy of what pip needs, because building leaves folders beside setup.py."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
+    files = ("settings.ini", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "constraints.txt")
+    for name in files:
         shutil.copy(ROOT / name, folder)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "cifar_cam_lib", folder / "cifar_cam_lib", ignore=ignored)

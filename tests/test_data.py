@@ -6,6 +6,8 @@ import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import weakref
 
 import cv2
@@ -509,6 +511,35 @@ def test_batched_images_are_pickled_copied_and_freed(noise, alternate_flip):
         assert [reference() for reference in watched] == [None, None]
     finally:
         gc.enable()
+
+
+UNGUARDED = """
+import multiprocessing
+import torch
+from torch.utils.data import TensorDataset
+from cifar_cam_lib.data import make_loader
+from cifar_cam_lib.main import run
+from cifar_cam_lib.settings import Config
+
+if multiprocessing.current_process().name == "MainProcess":
+    multiprocessing.set_start_method("spawn")
+"""
+STARTS = {
+    "a run": "run(Config(train_size=400, validation_size=100, width=4, epochs=1, workers=2))",
+    "a loader": "next(iter(make_loader(TensorDataset(torch.zeros(9, 99999)), 3, True, 2)))",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_a_script_without_its_guard_is_told_so_where_it_would_hang(start, tmp_path):
+    """The workers of Windows and Macs import the script, and would start workers of their own."""
+    (tmp_path / "script.py").write_text(UNGUARDED + start)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert 'under the line if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert done.stderr.count("Traceback") == 1, "the worker says nothing"
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

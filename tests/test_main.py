@@ -607,6 +607,34 @@ def test_without_a_home_drawn_runs_work_and_others_say_what_to_do(
     assert "CIFAR_CAM_DATA" in line and not (tmp_path / "other").exists()
 
 
+BROKEN = {  # package, what its import raises, the command, its last line
+    "help without torch": ("torch", "ImportError()", "--help", None),
+    "no torch": ("torch", "ImportError('libtorch.so: not found')", "explain a.png", "libtorch.so"),
+    "no libGL": ("cv2", "ImportError('libGL.so.1: not found')", "explain a.png", "(libGL.so.1"),
+    "pictures without torchvision": ("torchvision", "ImportError()", "explain a.png", None),
+    "another torchvision": (
+        "torchvision",
+        "RuntimeError('operator torchvision::nms does not exist')",
+        "explain a.png --model resnet18",
+        "torchvision doesn't match the installed torch: install both from the same source",
+    ),
+}
+
+
+@pytest.mark.parametrize("package, raised, words, said", BROKEN.values(), ids=BROKEN)
+def test_half_an_installation_is_one_line(package, raised, words, said, tmp_path):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {raised}")
+    Image.new("RGB", (40, 40), (90, 120, 200)).save(tmp_path / "a.png")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*COMMAND, *words.split()], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == (3 if said else 0), done.stderr
+    assert len(done.stderr.splitlines()) == bool(said)
+    assert (said or "") in done.stderr and (not said or done.stderr.startswith("cifar-cam: "))
+
+
 def test_more_images_than_there_are(tmp_path):
     with pytest.raises(ValueError, match="train-size is 6000, expected at most 5000"):
         load_splits(Config(train_size=6000))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 from zipfile import ZipFile
 
 import pytest
@@ -10,14 +11,18 @@ import pytest
 from scripts.project import ROOT, SETTINGS
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory, checkout):
-    target = tmp_path_factory.mktemp("wheel")
+def build_wheel(source, target):
+    """The wheel that pip makes of a folder or an sdist, without asking the network."""
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--use-pep517", "--quiet"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", target, checkout]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", target, source]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = target.glob("*.whl")
     return ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, checkout):
+    return build_wheel(checkout, tmp_path_factory.mktemp("wheel"))
 
 
 def test_modules_and_weights_are_in_the_wheel(wheel):
@@ -59,3 +64,17 @@ def test_what_a_package_index_shows_is_in_the_wheel(wheel):
     assert all("/raw/" in link or "colab" in link for link in pictures)
     points = wheel.read(f"{folder}/entry_points.txt").decode()
     assert "cifar_cam_lib = cifar_cam_lib._modidx:d" in points
+
+
+def test_the_sdist_makes_the_same_wheel_and_holds_no_test(wheel, checkout, tmp_path):
+    """Its tests couldn't run: they need the notebooks and records of the repository."""
+    (checkout / "tests").mkdir()
+    (checkout / "tests" / "test_alone.py").write_text("")  # setuptools would take it
+    code = f"import setuptools.build_meta as build; build.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"settings.ini", "setup.py", "LICENSE", "README.md", "constraints.txt"} <= files
+    assert not [name for name in files if name.startswith("tests")]
+    assert set(build_wheel(sdist, tmp_path).namelist()) == set(wheel.namelist())
