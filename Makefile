@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks levels weights bench ablation trust checks own stress clean
+.PHONY: help setup demo test lab docs export notebooks levels weights bench ablation trust checks own stress everywhere clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -91,6 +91,9 @@ own: setup ## measure fine-tuning with few pictures, and the maps of a small ViT
 
 stress: setup ## try to break it: kills, bad downloads, damaged and dear files (at most 45 minutes)
 	@$(BIN)/python -m scripts.measure.stress --out results/stress.json
+
+everywhere: setup ## the tests as on Windows and Macs, a fresh environment, each notebook from three places (two hours)
+	@$(BIN)/python -m scripts.everywhere
 
 clean: ## delete .venv and what the tests leave; runs/ and data/ stay
 	@rm -rf .venv build dist ./*.egg-info .coverage .coverage.* .pytest_cache _proc _docs

@@ -1,9 +1,12 @@
 """What the tests share: CIFAR-10 if present, one small finished run, a copy for pip, a browser."""
 
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
 
+if "START_METHOD" in os.environ:  # `make everywhere`: as on Windows and Macs
+    multiprocessing.set_start_method(os.environ["START_METHOD"], force=True)
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
 
