@@ -21,6 +21,7 @@ import shlex
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -181,6 +182,13 @@ def only_writer(
         lock.release()
 
 # %% ../nbs/appendix_runs.ipynb #36422a9e
+def as_typed(
+    words: list[str],  # of a command
+) -> str:
+    """The command as a terminal takes it; that of Windows knows double quotes alone."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
 def resume_command(
     folder: Path,  # of the run
     data_root: Path | None = None,  # folder that contains cifar-10-batches-py, if it was given
@@ -191,7 +199,7 @@ def resume_command(
     words = ["cifar-cam", "resume", "--run", shown]
     for name, value in (("--data-root", data_root), ("--data-folder", data_folder)):
         words += [name, str(value)] if value else []
-    return shlex.join(words)
+    return as_typed(words)
 
 
 def is_finished(
@@ -215,10 +223,11 @@ def check_finished(
 # %% ../nbs/appendix_runs.ipynb #37e68c4f
 def describe_versions() -> dict:
     """Versions of Python and of what decides about numbers; "not installed" if one isn't found."""
-    import cv2  # pip has several packages of OpenCV, and conda another, so we ask the module
+    import cv2  # pip has several packages of OpenCV, and conda another, so we ask the module,
+    import torch  # and torch's own word names its build, which that of its package may not
 
-    versions = {"opencv": cv2.__version__}
-    for name in ("torch", "torchvision", "albumentations", "numpy"):
+    versions = {"opencv": cv2.__version__, "torch": str(torch.__version__)}
+    for name in ("torchvision", "albumentations", "numpy"):
         versions[name] = "not installed"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
@@ -477,7 +486,7 @@ def describe_metrics(
         if split in metrics:
             accuracy, loss = metrics[split]["accuracy"], metrics[split]["loss"]
             lines.append(f"  {split:10}  accuracy {accuracy:7.2%}   loss {loss:.3f}")
-    log = shlex.join(["tensorboard", "--logdir", str(folder / "tb")])
+    log = as_typed(["tensorboard", "--logdir", str(folder / "tb")])
     return "\n".join([*lines, f"Figures: {folder / 'figures'}   TensorBoard: {log}"])
 
 # %% ../nbs/appendix_runs.ipynb #3efcbe53

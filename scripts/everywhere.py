@@ -2,6 +2,7 @@
 
     .venv/bin/python -m scripts.everywhere               (an hour or two; pip needs its index)
     .venv/bin/python -m scripts.everywhere --only spawn  (one of its parts)
+    .venv/bin/python -m scripts.everywhere --only places --constraints colab.txt   (other versions)
 
 `spawn`: all tests, with worker processes started as on Windows and Macs, and a failure where the
     library opens a text without saying its encoding.
@@ -68,7 +69,7 @@ def tried(
     return well
 
 
-def try_spawn(_) -> list[bool]:
+def try_spawn(*_) -> list[bool]:
     """All tests, with workers that import what they need; returns whether each step went well."""
     environment = {"START_METHOD": "spawn", "PYTHONWARNDEFAULTENCODING": "1", "MPLBACKEND": "agg"}
     strict = ["-W", "error::EncodingWarning:cifar_cam_lib"]
@@ -78,26 +79,25 @@ def try_spawn(_) -> list[bool]:
 
 def fresh_environment(
     folder: Path,  # where to
+    constraints: Path,  # versions, for pip
 ) -> Path:
     """The Python of an environment with the wheel of this checkout, and of front ends, alone."""
     python = folder / "fresh" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if python.exists():
-        return python
     print("a fresh environment, in some minutes", flush=True)
-    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip = ["-m", "pip", "-qq", "--disable-pip-version-check"]
     venv.create(folder / "fresh", with_pip=True)
     wheel = [sys.executable, *pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT]
     subprocess.run([str(word) for word in wheel], check=True)
-    install = [python, *pip, "install", "-c", ROOT / "constraints.txt", *FRONT_ENDS]
+    install = [python, *pip, "install", "-c", constraints, *FRONT_ENDS]
     subprocess.run([str(word) for word in [*install, *folder.glob("*.whl")]], check=True)
     repair = [python, ROOT / "scripts" / "repair_torchvision.py"]
     subprocess.run([str(word) for word in repair], check=True)
     return python
 
 
-def try_wheel(folder: Path) -> list[bool]:
+def try_wheel(folder: Path, python: Path) -> list[bool]:
     """The commands in an environment that has the wheel and what it asks for, and nothing else."""
-    python, place = fresh_environment(folder), folder / "wheel"
+    place = folder / "wheel"
     place.mkdir()
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     listed = subprocess.run([*pip, "list"], capture_output=True, text=True, check=True).stdout
@@ -112,9 +112,9 @@ def try_wheel(folder: Path) -> list[bool]:
     return [builds == ["opencv-python-headless"], *went]
 
 
-def try_places(folder: Path) -> list[bool]:
+def try_places(folder: Path, python: Path) -> list[bool]:
     """Each notebook by papermill, from its folder, from the root, and alone in an empty one."""
-    python, copy = fresh_environment(folder), folder / "places" / "checkout"
+    copy = folder / "places" / "checkout"
     shutil.copytree(ROOT / "nbs", copy / "nbs")
     shutil.copytree(ROOT / "results", copy / "results")
 
@@ -131,9 +131,9 @@ def try_places(folder: Path) -> list[bool]:
         return [one.result() for one in waiting]
 
 
-def try_convert(folder: Path) -> list[bool]:
+def try_convert(folder: Path, python: Path) -> list[bool]:
     """Each notebook by nbconvert: a script that Python reads, a page, and slides."""
-    python, went = fresh_environment(folder), []
+    went = []
     for kind, ending in (("script", ".py"), ("html", ".html"), ("slides", ".slides.html")):
         out = folder / f"as {kind}"
         command = [python, "-m", "nbconvert", "--to", kind, "--output-dir", out, *NOTEBOOKS]
@@ -144,11 +144,11 @@ def try_convert(folder: Path) -> list[bool]:
     return went
 
 
-def try_nbdev(folder: Path) -> list[bool]:
+def try_nbdev(folder: Path, python: Path) -> list[bool]:
     """In a copy of the checkout what a user's CI would call."""
-    python, copy = fresh_environment(folder), folder / "nbdev"
+    copy = folder / "nbdev"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
-    pip = [python, "-m", "pip", "--quiet", "install", "-c", ROOT / "constraints.txt"]
+    pip = [python, "-m", "pip", "-qq", "install", "-c", ROOT / "constraints.txt"]
     went = [tried("nbdev: install", [*pip, *NBDEV], copy)]
     programs = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     for name in ("nbdev_export", "nbdev_clean"):
@@ -175,9 +175,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=PARTS, help="try only this part")
-    only = parser.parse_args().only
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        went = [one for name in PARTS if only in (None, name) for one in PARTS[name](Path(folder))]
+    parser.add_argument("--constraints", type=Path, default=ROOT / "constraints.txt")
+    options = parser.parse_args()
+    parts = [options.only] if options.only else list(PARTS)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        folder, python = Path(place), None
+        if parts != ["spawn"]:
+            python = fresh_environment(folder, options.constraints.resolve())
+        went = [one for part in parts for one in PARTS[part](folder, python)]
     print(f"{len(went)} things tried, {went.count(False)} failed")
     return int(not all(went))
 

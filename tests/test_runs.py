@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -344,6 +344,17 @@ def test_names_of_folders_in_hints(name, tmp_path, monkeypatch, no_figures, caps
     assert cli(shlex.split(command)[1:]) == 0
     assert cli(["resume", f"--run={name}"]) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_hints_on_windows_have_the_quotes_that_its_terminals_know(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    folder = PureWindowsPath(r"C:\Users\Ann Lee\runs\001")
+    command = runs.resume_command(folder, data_root=PureWindowsPath(r"D:\data"))
+    quoted = r'"C:\Users\Ann Lee\runs\001"'
+    assert command == rf"cifar-cam resume --run {quoted} --data-root D:\data"
+    metrics = {"data": "drawn", "parameters": 1, "seconds": 2}
+    last = runs.describe_metrics(metrics, folder).splitlines()[-1]
+    assert last.endswith(r'tensorboard --logdir "C:\Users\Ann Lee\runs\001\tb"')
 
 
 def test_a_folder_that_tensorboard_cannot_name(tmp_path, monkeypatch):

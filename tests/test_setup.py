@@ -10,10 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from scripts import repair_torchvision
+from scripts import everywhere, repair_torchvision
 from scripts.project import ROOT, SETTINGS
 from scripts.publish.build_readme import from_top
 from scripts.publish.run_notebooks import faults
@@ -166,6 +167,32 @@ def test_a_script_fits_the_library_and_says_how_to_run_it(name):
     if 'if __name__ == "__main__"' in source:
         path = Path(module.__file__).relative_to(ROOT).as_posix()
         assert f"python -m {name}" in module.__doc__ or f"python {path}" in module.__doc__
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_calls_what_is_there(path):
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    targets = re.findall(
+        r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for command in filter(None, commands):
+        words = command.split()
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets)
+        elif "-m" in words and (name := words[words.index("-m") + 1]).startswith("scripts."):
+            importlib.import_module(name)
+        else:
+            assert (
+                words[:4] == ["python", "-m", "pip", "install"]
+                or words[2:3] == ["pytest"]
+                or (words == ["bash", ".ci/run"])
+            ), command
+    if path.stem == "everywhere":
+        assert set(jobs["parts"]["strategy"]["matrix"]["part"]) == set(everywhere.PARTS)
 
 
 def test_readme_links_hold_from_the_top_folder():
