@@ -7,7 +7,8 @@
 `spawn`: all tests, with worker processes started as on Windows and Macs, and a failure where the
     library opens a text without saying its encoding.
 `wheel`: the wheel, alone in a fresh environment. It has one build of OpenCV, the one without
-    windows, and trains, evaluates and explains there.
+    windows, and trains, evaluates and explains there. It also trains with each of the other builds
+    in its place, and with three at once, as on Colab.
 `places`: each notebook in that environment by papermill, from its own folder, from the repository's
     root, as VS Code may be set to, and as a single file in an empty folder.
 `convert`: each notebook by nbconvert, to a script that Python reads, to a page and to slides.
@@ -27,6 +28,7 @@ import tempfile
 import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from ctypes.util import find_library
 from pathlib import Path
 
 from scripts.project import ROOT, SETTINGS
@@ -39,6 +41,10 @@ NOTEBOOKS = sorted(
 )
 FRONT_ENDS = ["papermill", "nbconvert", "ipykernel", "ipywidgets"]
 NBDEV = [line for line in SETTINGS["dev_requirements"].split() if "<" in line]  # and what it needs
+BUILDS = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless")
+# The record names OpenCV's version, whichever package it came with.
+NAMED = "import json, cv2; told = json.load(open('{run}/config.json'))['versions']; "
+NAMED += "assert told['opencv'] == cv2.__version__"
 FIGURE = "from PIL import Image; Image.linear_gradient('L').save('picture.png')"
 TRAIN = "train --epochs 1 --train-size 600 --validation-size 100 --out run"
 
@@ -109,7 +115,23 @@ def try_wheel(folder: Path, python: Path) -> list[bool]:
     steps |= {"evaluate": [*command, "evaluate", "--run", "run"]}
     steps |= {"explain": [*command, "explain", "picture.png", "--check", "--layers", "layer4"]}
     went = [tried(f"wheel: {what}", words, place) for what, words in steps.items()]
-    return [builds == ["opencv-python-headless"], *went]
+    return [builds == [BUILDS[0]], *went, *try_builds(python, place)]
+
+
+def try_builds(python: Path, place: Path) -> list[bool]:
+    """Short trainings with OpenCV's other builds; those with windows need a screen's libraries."""
+    went, pip = [], [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
+    for name, builds in {**{build: [build] for build in BUILDS[1:]}, "three": BUILDS}.items():
+        if name != BUILDS[2] and not find_library("GL"):
+            print(f"{name}: not tried, libGL isn't on this machine")
+            continue
+        subprocess.run([*pip, "uninstall", "--yes", *BUILDS], check=True)
+        subprocess.run([*pip, "install", "--no-deps", *builds], check=True)
+        train = [python.parent / "cifar-cam", *TRAIN.replace("out run", f"out {name}").split()]
+        went.append(tried(f"OpenCV's builds: {name}", train, place))
+        check = [python, "-c", NAMED.format(run=name)]
+        went.append(tried(f"OpenCV's builds: {name}, the record", check, place))
+    return went
 
 
 def try_places(folder: Path, python: Path) -> list[bool]:

@@ -113,6 +113,12 @@ def test_imports_have_cells_of_their_own(path):
     assert mixed == []
 
 
+@each_notebook
+def test_a_notebook_asks_for_nothing_that_pytorch_is_to_drop(path):
+    """A model's graph for TensorBoard is traced by torch.jit, which torch 2.14 warns of."""
+    assert not re.search(r"add_graph|torch\.jit", "\n".join(own_cells(path)))
+
+
 def is_solution(source):
     return "# @title Solution" in source
 
