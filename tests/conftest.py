@@ -7,6 +7,7 @@ from pathlib import Path
 
 if "START_METHOD" in os.environ:  # `make everywhere`: as on Windows and Macs
     multiprocessing.set_start_method(os.environ["START_METHOD"], force=True)
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)  # it's read; processes of the tests needn't
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
 
