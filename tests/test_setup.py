@@ -47,6 +47,17 @@ def test_pins_fit_the_ranges():
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
 
 
+def test_the_lowest_versions_are_those_of_the_ranges():
+    """The workflow installs them together; 4.10 of OpenCV begins with 4.10.0.82."""
+    lines = (ROOT / ".github" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if "==" in line)
+    requirements = [Requirement(line) for line in SETTINGS["requirements"].split()]
+    assert {requirement.name for requirement in requirements} == set(lowest)
+    for requirement in requirements:
+        (bound,) = [part.version for part in requirement.specifier if part.operator == ">="]
+        assert f"{lowest[requirement.name]}.".startswith(f"{bound}."), requirement
+
+
 def test_what_is_pinned_runs_on_the_oldest_python():
     oldest, pinned = (
         f"{SETTINGS['min_python']}.0",
