@@ -1090,8 +1090,8 @@ def carried_by_tiff(
     end: int,  # its size in bytes
 ) -> Carried:
     """The file with the first picture's table cut down to what carries the pixels."""
-    order, place, rows = read_entries(file)
-    rows = {row[0]: row for row in reversed(rows)}  # of two with a name, the first
+    order, place, entries = read_entries(file)
+    rows = {row[0]: row for row in reversed(entries)}  # of two with a name, the first
     orientation = number_in(rows[274], order) if 274 in rows else 1
     rows = {tag: row for tag, row in sorted(rows.items()) if tag in TIFF_TAGS}
     count_parts(max(row[2] for row in rows.values()))
@@ -1103,7 +1103,8 @@ def carried_by_tiff(
     layout = order[0] + ("HHQ8s" if order[1] == "Q" else "HHI4s")
     table = b"".join(struct.pack(layout, *row) for row in rows.values())
     table = struct.pack(order, len(rows)) + table
-    table += bytes(8 if order[1] == "Q" else 4)  # and no second picture
+    # And no second picture. Pillow 11.1 writes four of a BigTIFF's eight zeros, then the pixels.
+    table += bytes(8 if order[1] == "Q" and len(rows) < len(entries) else 4)
     pieces = [(0, place), table, (min(place + len(table), end), end)]
     return Carried("TIFF", pieces, tuple(sides), orientation)
 

@@ -624,3 +624,15 @@ def test_a_jpeg_inside_a_tiff_has_one_pass(progressive, tmp_path):
         with Image.open(written) as plain:
             expected = pixels(plain.convert("RGB"))
         assert np.array_equal(pixels(open_picture(tmp_path / "a.tiff")), expected)
+
+
+def test_a_big_tiff_whose_pixels_begin_too_early_keeps_them(tmp_path):
+    """As Pillow 11.1 writes it: four bytes are missing where a second picture would be named."""
+    pixels = np.arange(1, 25, dtype=np.uint8).reshape(4, 6)
+    start = 16 + 8 + 8 * 20 + 4
+    entries = [(256, 3, 6), (257, 3, 4), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 16, start), (277, 3, 1), (279, 16, 24)]
+    table = b"".join(struct.pack("<HHQQ", tag, kind, 1, value) for tag, kind, value in entries)
+    head = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(entries))
+    (tmp_path / "a.tif").write_bytes(head + table + bytes(4) + pixels.tobytes())
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "a.tif").convert("L")), pixels)
