@@ -165,6 +165,14 @@ def split_validation(
     held_back, kept = np.sort(order[:validation_size]), np.sort(order[validation_size:])
     return labelled.subset(kept), labelled.subset(held_back)
 
+# %% ../nbs/01_data.ipynb #7b9daa50
+class Loader(DataLoader):
+    """PyTorch's loader; where its workers can't start, it raises RuntimeError and doesn't wait."""
+
+    def __iter__(self):
+        check_workers_start(self.num_workers)
+        return super().__iter__()
+
 # %% ../nbs/01_data.ipynb #f56c2a7f
 def make_loader(
     dataset: Dataset,  # `TransformedImages` or any other; `batched = True` says it makes batches
@@ -174,13 +182,11 @@ def make_loader(
 ) -> DataLoader:
     """Loader of (images float32 [B, 3, H, H], labels int64 [B]); pins memory if there is a GPU.
 
-    Our own data sets get an `EpochSampler`; others are shuffled by PyTorch. Raises RuntimeError if
-    workers can't start.
+    Our own data sets get an `EpochSampler`; others are shuffled by PyTorch.
     """
-    check_workers_start(workers)
     batched = getattr(dataset, "batched", False)
     epochs = hasattr(dataset, "image_sizes")  # one of ours takes (epoch, index)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size,
         shuffle=None if epochs else shuffle,

@@ -21,7 +21,6 @@ import shlex
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -186,7 +185,10 @@ def as_typed(
     words: list[str],  # of a command
 ) -> str:
     """The command as a terminal takes it; that of Windows knows double quotes alone."""
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    if sys.platform != "win32":
+        return shlex.join(words)
+    plain = re.compile(r"[\w\\/:.=+-]+")
+    return " ".join(word if plain.fullmatch(word) else f'"{word}"' for word in words)
 
 
 def resume_command(
@@ -293,24 +295,40 @@ def report_error(
     return code
 
 # %% ../nbs/appendix_runs.ipynb #f4b8198d
+NO_GUARD = 77  # exit code of a worker that was to do the whole script's work
+
+
 @functools.cache  # once is enough
-def check_workers_start(
-    workers: int,  # how many are asked for
-):
-    """Raises RuntimeError if worker processes can't start, as in a script without its guard."""
-    context = multiprocessing.get_context()
-    if workers == 0 or context.get_start_method() == "fork":  # a copy of this process has it all
-        return
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, importing
-        sys.exit(1)
-    scout = context.Process(target=int, daemon=True)
-    scout.start()
-    scout.join()
-    if scout.exitcode:
+def send_scout():
+    """Raises RuntimeError if a worker that has nothing to do doesn't come back in health."""
+    scout = multiprocessing.get_context().Process(target=int, daemon=True)
+    try:
+        scout.start()
+        scout.join()
+        code = scout.exitcode
+    except (EOFError, ConnectionError):  # from the server that was to start it, and has imported us
+        code = NO_GUARD
+    if code == NO_GUARD:
         raise RuntimeError(
             "worker processes can't start: they import your script first, so put what it does "
             'under the line if __name__ == "__main__": or set workers to 0'
         )
+    if code:
+        raise RuntimeError(
+            "worker processes can't start, for the reason above (a script from standard input "
+            "can't have any): set workers to 0"
+        )
+
+
+def check_workers_start(
+    workers: int,  # how many are asked for
+):
+    """Raises RuntimeError if worker processes can't start, as in a script without its guard."""
+    if workers == 0 or multiprocessing.get_context().get_start_method() == "fork":
+        return  # a fork is a copy of this process, and has all that it has
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker, importing
+        sys.exit(NO_GUARD)
+    send_scout()
 
 # %% ../nbs/appendix_runs.ipynb #99ce478c
 def states_of(

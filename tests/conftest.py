@@ -7,7 +7,8 @@ from pathlib import Path
 
 if "START_METHOD" in os.environ:  # `make everywhere`: as on Windows and Macs
     multiprocessing.set_start_method(os.environ["START_METHOD"], force=True)
-    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)  # it's read; processes of the tests needn't
+    if "PYTEST_XDIST_WORKER" in os.environ:  # which has read it; the tests' own processes needn't
+        os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 os.environ["IN_TEST"] = "1"  # nothing is downloaded
 os.environ["TQDM_DISABLE"] = "1"
 

@@ -3,12 +3,14 @@
 import copy
 import gc
 import math
+import multiprocessing
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -522,7 +524,7 @@ from cifar_cam_lib.main import run
 from cifar_cam_lib.settings import Config
 
 if multiprocessing.current_process().name == "MainProcess":
-    multiprocessing.set_start_method("spawn")
+    multiprocessing.set_start_method("{method}")
 """
 STARTS = {
     "a run": "run(Config(train_size=400, validation_size=100, width=4, epochs=1, workers=2))",
@@ -530,10 +532,42 @@ STARTS = {
 }
 
 
+GUARDED = """
+loader = make_loader(TensorDataset(torch.zeros(9, 9)), 3, True, 2)
+if __name__ == "__main__":
+    print(len(list(loader)))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_guarded_script_may_make_its_loader_above_the_guard(method, tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED.format(method=method) + GUARDED)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "3\n" and done.returncode == 0, done.stderr
+
+
+def test_a_scout_that_takes_the_server_with_it_is_told_as_the_others(monkeypatch):
+    """From Python 3.14 on the server that starts workers imports the script itself."""
+
+    class Gone:
+        def __init__(self, **options): ...
+
+        def start(self):
+            raise EOFError("unexpected EOF")
+
+    context = SimpleNamespace(Process=Gone, get_start_method=lambda: "forkserver")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: context)
+    runs.send_scout.cache_clear()
+    with pytest.raises(RuntimeError, match='under the line if __name__ == "__main__"'):
+        runs.check_workers_start(1)
+    assert runs.check_workers_start(0) is None
+
+
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_a_script_without_its_guard_is_told_so_where_it_would_hang(start, tmp_path):
     """The workers of Windows and Macs import the script, and would start workers of their own."""
-    (tmp_path / "script.py").write_text(UNGUARDED + start)
+    (tmp_path / "script.py").write_text(UNGUARDED.format(method="spawn") + start)
     command = [sys.executable, "script.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1

@@ -352,6 +352,7 @@ def test_hints_on_windows_have_the_quotes_that_its_terminals_know(monkeypatch):
     command = runs.resume_command(folder, data_root=PureWindowsPath(r"D:\data"))
     quoted = r'"C:\Users\Ann Lee\runs\001"'
     assert command == rf"cifar-cam resume --run {quoted} --data-root D:\data"
+    assert runs.as_typed(["a", "R&D", "it's"]) == 'a "R&D" "it\'s"'
     metrics = {"data": "drawn", "parameters": 1, "seconds": 2}
     last = runs.describe_metrics(metrics, folder).splitlines()[-1]
     assert last.endswith(r'tensorboard --logdir "C:\Users\Ann Lee\runs\001\tb"')

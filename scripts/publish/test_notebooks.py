@@ -8,6 +8,7 @@ it completed are counted against those in the folder. Cells marked `#| eval: fal
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ def main():
     workers = (
         min(os.cpu_count() or 1, 8) + 1
     )  # one more than cores, so that none is idle while the last long notebooks run
-    command = [programs / "nbdev_test", "--do_print", "--timing", "--n_workers", str(workers)]
+    nbdev_test = shutil.which("nbdev_test", path=environment["PATH"]) or "nbdev_test"
+    command = [nbdev_test, "--do_print", "--timing", "--n_workers", str(workers)]
     output = ""
     with subprocess.Popen(
         command,
@@ -51,6 +53,7 @@ def main():
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
     ) as process:
         for line in process.stdout:
             output += line
