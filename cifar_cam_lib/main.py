@@ -313,8 +313,8 @@ def run(
 ) -> Result:
     """Train, evaluate, explain, and write it all to a folder.
 
-    Raises ValueError for a setting and OSError for data or folder, both before anything is written;
-    RunStopped later.
+    Raises ValueError for a setting, OSError for data or folder, RuntimeError if workers can't
+    start, all before anything is written; RunStopped later.
     """
     config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
     choose_device(config.device)  # what isn't there is an error now

@@ -78,7 +78,18 @@ def try_spawn(*_) -> list[bool]:
     """All tests, with workers that import what they need; returns whether each step went well."""
     environment = {"START_METHOD": "spawn", "PYTHONWARNDEFAULTENCODING": "1", "MPLBACKEND": "agg"}
     strict = ["-o", r"filterwarnings=error::EncodingWarning:cifar_cam_lib(\..*)?"]
-    command = [sys.executable, "-m", "pytest", "tests", "-q", "--numprocesses", "auto", *strict]
+    together = ["--dist", "loadfile"]  # the tests of a file share what they start
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests",
+        "-q",
+        "--numprocesses",
+        "auto",
+        *strict,
+        *together,
+    ]
     return [tried("all tests with spawned workers", command, ROOT, **environment)]
 
 
