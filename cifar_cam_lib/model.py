@@ -125,7 +125,7 @@ def draw_network(
     side: int,  # height and width of the image in pixels
 ) -> plt.Figure:
     """Draw the parts from image to logits, each with its feature map's size and its parameters."""
-    figure, axis = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5.9, 2.8), layout="constrained")
     blue = "#08306b"
     for place, (name, channels, pixels, parameters) in enumerate(
         [("image", 3, side, 0), *stage_table(model, side)]
@@ -133,15 +133,15 @@ def draw_network(
         width, height = 0.024 * max(channels, 2) ** 0.5, 30 * pixels / side
         box = (place - width / 2, -height / 2), width, height
         axis.add_patch(plt.Rectangle(*box, facecolor="#c6dbef", edgecolor=blue))
-        size = f"{channels} x\n{pixels} x {pixels}"
-        size += f"\n{parameters:,}\nparameters" if parameters else ""
+        size = f"{channels} x\n{pixels} x {pixels}" + f"\n{parameters:,}" * (parameters > 0)
         axis.text(place, 18, name, ha="center", va="bottom", fontsize=10, weight="bold")
-        axis.text(place, -18, size, ha="center", va="top", fontsize=9)
+        axis.text(place, -18, size, ha="center", va="top", fontsize=10)
         if name != "head":
             ends = (place + 0.68, 0), (place + width / 2 + 0.05, 0)
             axis.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": blue})
+    axis.text(3, -35, "channels x height x width, and parameters", ha="center", va="top")
     title = f"ResNet-18 with layer norm, {count_parameters(model):,} parameters"
-    axis.set(xlim=(-0.5, 6.5), ylim=(-36, 24), title=title)
+    axis.set(xlim=(-0.5, 6.5), ylim=(-40, 24), title=title)
     axis.axis("off")
     return figure
 

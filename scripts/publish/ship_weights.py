@@ -169,7 +169,7 @@ def ship(
             shutil.copyfile(
                 run / "figures" / f"{name}.png", ROOT / "nbs" / "figures" / f"{name}.png"
             )
-        draw_network(resnet18(), SIDE).savefig(ROOT / "nbs" / "figures" / "network.png", dpi=110)
+        draw_network(resnet18(), SIDE).savefig(ROOT / "nbs" / "figures" / "network.png", dpi=144)
     asked = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     shipped = {
