@@ -670,14 +670,15 @@ def tile_canvas(
     """
     width, height = images * (columns * STEP + 0.3), 1.95 + ROW * len(resolution)
     margin = max(0.7, 0.08 * max(map(len, resolution)))  # for the names of the layers
-    inches = width + margin + 0.05 + 0.95 * len(bars)
+    inches = width + margin + 0.05 + 0.95 * bool(bars)
     figure = plt.figure(figsize=(1.1 * inches, 1.1 * height))
     axis = figure.add_axes((margin / inches, 0, width / inches, 1))
     for row, (layer, (high, wide)) in enumerate(resolution.items()):
         name = f"{layer}\n{high}×{wide}"
         axis.text(-0.1, 2 + ROW * row, name, ha="right", va="center", fontsize=9)
     for number, (signed, label) in enumerate(bars.items()):
-        place = figure.add_axes((1 - 0.95 * (len(bars) - number) / inches, 0.2, 0.15 / inches, 0.5))
+        low, high = (0.2, 0.5) if len(bars) == 1 else (0.54 - 0.48 * number, 0.36)
+        place = figure.add_axes((1 - 0.95 / inches, low, 0.15 / inches, high))
         colours = plt.cm.ScalarMappable(plt.Normalize(-1 if signed else 0, 1), COLOURS[signed])
         figure.colorbar(colours, cax=place).set_label(label, fontsize=8)
     axis.set(xlim=(0, width), ylim=(height - 0.4, -0.4), aspect="equal")
@@ -765,7 +766,7 @@ def show_gradcam(
     shared, own = "the largest maximum of the row", "its maximum, which stands below"
     bars = {False: f"evidence / {shared if shared_scale else own}"}
     if difference:
-        bars[True] = f"first minus second class / {shared}"
+        bars[True] = f"first minus second class /\n{shared}"
     figure, axis = tile_canvas(len(images), len(names[0]) + difference, maps.resolution, bars)
     for n, image in enumerate(images):
         left = n * ((len(names[n]) + difference) * STEP + 0.3)

@@ -751,7 +751,7 @@ def test_the_figure_tells_class_layer_resolution_and_maximum(explained):
     assert len(figure.axes[0].images) == 2 * (1 + 4 * 3)
     assert [axis.get_ylabel() for axis in figure.axes[1:]] == [
         "evidence / the largest maximum of the row",
-        "first minus second class / the largest maximum of the row",
+        "first minus second class /\nthe largest maximum of the row",
     ]
     with pytest.raises(ValueError, match="a difference needs two classes"):
         show_gradcam(
