@@ -48,8 +48,9 @@ def name_of(number: int) -> str:
 
 def stop_at_once(number: int, frame):
     """Nothing has begun yet, so there is nothing to lose."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"cifar-cam: stopped by {name_of(number)}\n".encode())
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first says it for all
+        with contextlib.suppress(OSError):
+            os.write(2, f"cifar-cam: stopped by {name_of(number)}\n".encode())
     os._exit(128 + number)
 
 

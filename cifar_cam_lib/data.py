@@ -495,18 +495,19 @@ class EpochSampler(Sampler):
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.epoch = 0
         self.start = 0  # images to leave out, to continue an interrupted epoch
+        self.shard = slice(None)  # those that are this process's, all of them if it's alone
 
     def set_epoch(self, epoch: int):
         """Choose the epoch that the next pass shows, before each pass. 0 stands for no epoch."""
         self.epoch, self.start = epoch, 0
 
     def __len__(self):
-        return self.length
+        return len(range(self.length)[self.shard])
 
     def __iter__(self):
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(self.length) if self.shuffle else np.arange(self.length)
-        for index in order[self.start :]:
+        for index in order[self.start :][self.shard]:
             yield self.epoch, int(index)
 
 # %% ../nbs/01_data.ipynb #3a35fb95

@@ -273,6 +273,20 @@ def describe_chip(
     name = str(abilities.get("cpu_name") or platform.machine())
     return ", ".join([name, *(ability for ability in deciding if abilities.get(ability))])
 
+
+def describe_device(
+    name: str,  # as for `choose_device`
+    precision: str,  # as for `choose_precision`
+) -> dict:
+    """Device and threads, and what "auto" chose, ready for JSON."""
+    device = choose_device(name)
+    chosen = str(choose_precision(precision, device)).removeprefix("torch.")
+    return {
+        "device": f"{device.type} ({describe_chip(device)})",
+        "threads": torch.get_num_threads(),
+        "chosen": {"device": device.type, "precision": chosen},
+    }
+
 # %% ../nbs/08_fast.ipynb #6f3be6a7
 class Muon(torch.optim.AdamW):
     """Muon (Jordan and others 2024) for convolutions, AdamW at a tenth of its rate for the rest.

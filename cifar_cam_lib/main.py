@@ -7,6 +7,7 @@ __all__ = ['Evaluation', 'Result', 'run', 'resume', 'evaluate', 'explain', 'cli'
 
 # %% ../nbs/06_main.ipynb #8b7a068b
 import sys
+from collections.abc import Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 # %% ../nbs/06_main.ipynb #e3059db9
-from . import __version__
+from . import processes, runs
 from cifar_cam_lib.data import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -42,11 +43,11 @@ from cifar_cam_lib.fast import (
     Muon,
     choose_device,
     choose_precision,
-    describe_chip,
+    describe_device,
     warn_of_imitation,
 )
 from .gradcam import explain_mistakes
-from .model import ResNet, channels_last, count_parameters, draw_network, resnet18
+from .model import ResNet, channels_last, draw_network, resnet18, unwrap
 from cifar_cam_lib.own import (
     check_recorded,
     choose_classifier,
@@ -56,31 +57,6 @@ from cifar_cam_lib.own import (
     load_folder,
     recorded_images,
     replace_head,
-)
-from cifar_cam_lib.runs import (
-    RunStopped,
-    SavingLoader,
-    check_continues,
-    check_workers_start,
-    chosen_before,
-    describe_metrics,
-    describe_versions,
-    finish,
-    have_cifar10,
-    load_state,
-    new_log,
-    new_run_folder,
-    note_resumed,
-    only_writer,
-    read_json,
-    read_record,
-    report_error,
-    resume_command,
-    save_figure,
-    save_state,
-    stop_with_hint,
-    verify_cifar10,
-    write_json,
 )
 from cifar_cam_lib.settings import (
     Config,
@@ -112,15 +88,9 @@ from cifar_cam_lib.training import (
 
 # %% ../nbs/06_main.ipynb #204dd495
 def describe_machine(config: Config) -> dict:
-    """Versions, device and threads, and what `auto` chose, ready for JSON."""
-    device, told = choose_device(config.device), describe_versions()
-    told["versions"] = {"cifar_cam_lib": __version__} | told["versions"]
-    precision = str(choose_precision(config.precision, device)).removeprefix("torch.")
-    return told | {
-        "device": f"{device.type} ({describe_chip(device)})",
-        "threads": torch.get_num_threads(),
-        "chosen": {"device": device.type, "precision": precision},
-    }
+    """Versions, processes, device and threads, and what `auto` chose, ready for JSON."""
+    told = runs.describe_versions() | {"processes": processes.world_size()}
+    return told | describe_device(config.device, config.precision)
 
 
 def describe_run(config: Config, images: dict[str, LabelledImages]) -> dict:
@@ -173,11 +143,14 @@ def make_dataset(config: Config, labelled: LabelledImages, augmented: bool) -> D
 def make_loaders(config: Config, images: dict[str, LabelledImages]) -> dict[str, DataLoader]:
     """Loaders by split; an empty split has none, and only training is augmented and shuffled."""
     training = make_dataset(config, images["train"], augmented=True)
-    loaders = {"train": make_loader(training, config.batch_size, True, config.workers)}
+    batch_size = processes.share_of_batch(config.batch_size, len(training))
+    loaders = {"train": make_loader(training, batch_size, True, config.workers)}
     for split in ("validation", "test"):
         if len(images[split]):
             dataset = make_dataset(config, images[split], augmented=False)
             loaders[split] = make_loader(dataset, 250, False, 0)
+    for loader in loaders.values():
+        processes.share_images(loader)
     return loaders
 
 # %% ../nbs/06_main.ipynb #cae0d5fa
@@ -202,22 +175,39 @@ def make_training(config: Config, num_classes: int, steps_per_epoch: int) -> Tra
     else:
         optimizer = make_optimizer(model, config.optimizer, *rates)
     schedule = make_schedule(optimizer, config.schedule, config.epochs * steps_per_epoch)
-    return Training(model, optimizer, schedule, choose_precision(config.precision, device))
+    precision = choose_precision(config.precision, device)
+    return Training(processes.distribute(model), optimizer, schedule, precision)
 
 # %% ../nbs/06_main.ipynb #8b7eda76
-def begin(config: Config, loaders: dict[str, DataLoader], folder: Path) -> Training:
-    """A training as the folder's last state has it, or at its start. Raises OSError for damage."""
+def begin(config: Config, loaders: dict[str, DataLoader], folder: Path | None) -> Training:
+    """A training as the folder's last state has it, or at its start. Raises OSError for damage.
+
+    Other processes than the first give no folder, and get the state from the first.
+    """
     classes = loaders["train"].dataset.labelled.class_names
     training = make_training(config, len(classes), len(loaders["train"]))
-    state = load_state(folder)
+    last, device = runs.load_state(folder) if folder else None, choose_device(config.device)
+    state = processes.from_first(last, device)
     if state:
         restore(training, state)
+    if folder and state:
         done = len(state["history_steps"]) + len(state["steps"])
-        note_resumed(folder, done, describe_machine(config))
-    else:
-        save_state(folder, training.state_dict() | {"settings": read_record(folder)["settings"]})
+        runs.note_resumed(folder, done, describe_machine(config))
+    elif folder:
+        settings = runs.read_record(folder)["settings"]
+        runs.save_state(folder, training.state_dict() | {"settings": settings})
         save_weights(training.model, folder / "model.safetensors")
     return training
+
+
+def epochs_of(
+    config: Config, training: Training, loaders: dict[str, DataLoader], train_loader
+) -> Iterator[dict]:
+    """The rows of the epochs that are left, each as soon as it's trained."""
+    splits = ("test", "validation") if config.watch_test else ("validation",)  # a plateau's is last
+    watched = {split: loaders[split] for split in splits if split in loaders}
+    loss = make_loss(training.model, config.label_smoothing, config.l1_factor, config.l1_reduction)
+    return fit(training, train_loader, watched, config.epochs, processes.share_loss(loss))
 
 
 def train_model(
@@ -227,11 +217,10 @@ def train_model(
     history, count = training.history, len(loaders["train"])
     for number, row in enumerate(history.epochs):
         log_epoch(writer, row, history.steps[number * count :][:count], number * count)
-    splits = ("test", "validation") if config.watch_test else ("validation",)  # a plateau's is last
-    watched = {split: loaders[split] for split in splits if split in loaders}
-    loss = make_loss(training.model, config.label_smoothing, config.l1_factor, config.l1_reduction)
-    loader = SavingLoader(loaders["train"], folder, training, read_record(folder)["settings"])
-    for row in fit(training, loader, watched, config.epochs, loss):
+    loader = runs.SavingLoader(
+        loaders["train"], folder, training, runs.read_record(folder)["settings"]
+    )
+    for row in epochs_of(config, training, loaders, loader):
         save_weights(training.model, folder / "model.safetensors")
         loader.save()  # the epoch counts as done from here on
         history.write_csv(folder / "history.csv")
@@ -263,7 +252,7 @@ def evaluate_model(model: ResNet, test_loader: DataLoader, folder: Path, writer=
         maps, pages = explain_mistakes(model, dataset, shown)
         figures |= {f"gradcam_{number}": page for number, page in enumerate(pages, 1)}
     for name, figure in figures.items():
-        save_figure(figure, folder, name, writer)
+        runs.save_figure(figure, folder, name, writer)
     return Evaluation(accuracy, loss, logits, mistakes, maps)
 
 # %% ../nbs/06_main.ipynb #bd36b14c
@@ -275,67 +264,70 @@ class Result(NamedTuple):
     history: History  # a row an epoch
     test: Evaluation  # on the test images, once, after training
 
-# %% ../nbs/06_main.ipynb #880ababc
-def summarise(config: Config, training: Training, test: Evaluation) -> dict:
-    """The numbers of a run, ready for JSON."""
-    epochs = training.history.epochs
-    last, metrics = epochs[-1], {"data": config.data}
-    metrics["parameters"] = count_parameters(training.model)
-    metrics["epochs"] = len(epochs)
-    metrics["seconds"] = round(sum(row["seconds"] for row in epochs), 1)  # without interruptions
-    for split in ("train", "validation"):
-        if f"{split}_loss" in last:
-            numbers = {"accuracy": last[f"{split}_accuracy"], "loss": last[f"{split}_loss"]}
-            metrics[split] = numbers
-    return metrics | {"test": {"accuracy": test.accuracy, "loss": test.loss}}
-
 # %% ../nbs/06_main.ipynb #1eea3632
 def record_run(
     config: Config, training: Training, loaders: dict[str, DataLoader], folder: Path, writer
 ) -> Result:
     """The run inside its folder: training, evaluation, metrics."""
-    dataset, model, history = loaders["train"].dataset, training.model, training.history
-    save_figure(show_augmented(dataset), folder, "augmented", writer)
+    dataset, model, history = loaders["train"].dataset, unwrap(training.model), training.history
+    runs.save_figure(show_augmented(dataset), folder, "augmented", writer)
     network = draw_network(model, dataset.labelled.images.shape[1])
-    save_figure(network, folder, "network", writer)
+    runs.save_figure(network, folder, "network", writer)
     train_model(config, training, loaders, folder, writer)
     save_weights(model, folder / "model.safetensors")  # again, if a state knew them and no file
     history.write_csv(folder / "history.csv")
-    save_figure(plot_history(history), folder, "curves", writer)
+    runs.save_figure(plot_history(history), folder, "curves", writer)
     test = evaluate_model(model, loaders["test"], folder, writer)
-    write_json(folder / "metrics.json", summarise(config, training, test))
+    numbers = {"test": {"accuracy": test.accuracy, "loss": test.loss}}
+    metrics = {"data": config.data} | training.summary() | numbers
+    runs.write_json(folder / "metrics.json", metrics)
     return Result(folder, model, history, test)
+
+# %% ../nbs/06_main.ipynb #d2420000
+def follow(config: Config, images: dict[str, LabelledImages]) -> None:
+    """What a process that isn't the first does in `run`: train with it, and write nothing."""
+    loaders = make_loaders(config, images)
+    training = begin(config, loaders, None)
+    for _ in epochs_of(config, training, loaders, loaders["train"]):
+        pass
+    predict(training.model, loaders["test"])
 
 # %% ../nbs/06_main.ipynb #a0f33649
 def run(
     config: Config,  # the settings
     folder: Path | None = None,  # folder of an interrupted run to continue; None for a new run
-) -> Result:
+) -> Result | None:
     """Train, evaluate, explain, and write it all to a folder.
+
+    Of several processes, all train and the first does the rest; the others return None.
 
     Raises ValueError for a setting, OSError for data or folder, RuntimeError if workers can't
     start, all before anything is written; RunStopped later.
     """
     config = Config(**dict(config))  # checked again, because model_copy(update=...) doesn't
     choose_device(config.device)  # what isn't there is an error now
-    check_workers_start(config.workers)
+    runs.check_workers_start(config.workers)
     images = load_splits(config)
     initial_model(config, len(images["train"].class_names))
-    with only_writer(folder or (folder := new_run_folder(config.out))):
-        if (folder / "config.json").exists():
-            check_continues(folder, record(config)["settings"])
-            check_recorded(recorded_images(folder), images, tuple(images))
-        else:
-            write_json(folder / "config.json", describe_run(config, images))
-        command = resume_command(folder, config.data_root, config.data_folder)
-        with stop_with_hint(folder, command):
-            warn_of_imitation(config.precision, choose_device(config.device), command)
-            loaders = make_loaders(config, images)
-            training = begin(config, loaders, folder)
-            with new_log(folder / "tb") as writer:
-                result = record_run(config, training, loaders, folder, writer)
-            finish(folder)
-    print("", describe_metrics(read_json(folder / "metrics.json"), folder), sep="\n")
+    with processes.process_group(choose_device(config.device)):
+        processes.share_of_batch(config.batch_size, len(images["train"]))
+        if processes.rank():
+            return follow(config, images)
+        with runs.only_writer(folder or (folder := runs.new_run_folder(config.out))):
+            if (folder / "config.json").exists():
+                runs.check_continues(folder, record(config)["settings"])
+                check_recorded(recorded_images(folder), images, tuple(images))
+            else:
+                runs.write_json(folder / "config.json", describe_run(config, images))
+            command = runs.resume_command(folder, config.data_root, config.data_folder)
+            with runs.stop_with_hint(folder, command):
+                warn_of_imitation(config.precision, choose_device(config.device), command)
+                loaders = make_loaders(config, images)
+                training = begin(config, loaders, folder)
+                with runs.new_log(folder / "tb") as writer:
+                    result = record_run(config, training, loaders, folder, writer)
+                runs.finish(folder)
+    print("", runs.describe_metrics(runs.read_json(folder / "metrics.json"), folder), sep="\n")
     return result
 
 # %% ../nbs/06_main.ipynb #5a40be93
@@ -351,12 +343,12 @@ def resume(
     Raises as `run` does, and OSError if the run is finished.
     """
     folder = Path(run_folder)
-    chosen = chosen_before(folder)
+    chosen = runs.chosen_before(folder)
     chosen |= {"device": device} if device else {}
     chosen |= {"precision": precision} if precision else {}
     config = read_config(folder, data_root=data_root, data_folder=data_folder, **chosen)
-    check_continues(folder, record(config)["settings"])
-    load_state(folder)  # damage, or settings that were changed since, are an error now
+    runs.check_continues(folder, record(config)["settings"])
+    runs.load_state(folder)  # damage, or settings that were changed since, are an error now
     return run(config, folder)
 
 # %% ../nbs/06_main.ipynb #e66d3a65
@@ -364,8 +356,10 @@ def evaluate(
     run_folder: str | Path,  # folder of a finished run
     data_root: str | Path | None = Evaluate.data_root,  # folder that contains cifar-10-batches-py
     data_folder: str | Path | None = Evaluate.data_folder,  # of your own pictures, if it knows them
-) -> Evaluation:
+) -> Evaluation | None:
     """Repeat test numbers and figures of a finished run; the numbers go to evaluation.json.
+
+    Of several processes, each predicts a part; all but the first return None.
 
     Raises OSError if the run isn't finished, or its files or the data are damaged, ValueError for
     other images than those of the run.
@@ -378,11 +372,15 @@ def evaluate(
         raise OSError(f"{folder} has width {width}, expected {config.width}, as in config.json")
     images = load_splits(config)
     check_recorded(recorded, images, ("test",))
-    loaders = make_loaders(config, images)
-    with only_writer(folder):
-        test = evaluate_model(model, loaders["test"], folder)
-        numbers = {"accuracy": test.accuracy, "loss": test.loss}
-        write_json(folder / "evaluation.json", {"data": config.data, "test": numbers})
+    with processes.process_group(torch.device("cpu")):
+        loaders = make_loaders(config, images)
+        if processes.rank():
+            predict(model, loaders["test"])
+            return None
+        with runs.only_writer(folder):
+            test = evaluate_model(model, loaders["test"], folder)
+            numbers = {"accuracy": test.accuracy, "loss": test.loss}
+            runs.write_json(folder / "evaluation.json", {"data": config.data, "test": numbers})
     print(f"{config.data}: test accuracy {test.accuracy:.2%}, loss {test.loss:.3f}, ", end="")
     print(f"{len(test.mistakes)} mistakes in {len(test.logits):,} images")
     return test
@@ -419,10 +417,12 @@ def execute(command: Config | Data | Resume | Evaluate | Explain) -> int:
         match command:
             case Config():
                 run(command)
+            case Data() | Explain() if runs.started_with_others():
+                raise ValueError("data and explain need one process: call them without torchrun")
             case Data():
                 root = command.data_root or default_root()
-                have_cifar10(root, command.download, command.mirror)
-                print(verify_cifar10(root))
+                runs.have_cifar10(root, command.download, command.mirror)
+                print(runs.verify_cifar10(root))
             case Resume():
                 resume(*astuple(command))
             case Evaluate():
@@ -430,8 +430,8 @@ def execute(command: Config | Data | Resume | Evaluate | Explain) -> int:
             case Explain():
                 explain(*astuple(command))
         return 0
-    except (ValueError, OSError, ImportError, RunStopped, KeyboardInterrupt) as error:
-        return report_error(error)
+    except (ValueError, OSError, ImportError, runs.RunStopped, KeyboardInterrupt) as error:
+        return runs.report_error(error)
 
 # %% ../nbs/06_main.ipynb #30a70e79
 def cli(

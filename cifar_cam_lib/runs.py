@@ -35,6 +35,8 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from . import __version__
+
 # %% ../nbs/appendix_runs.ipynb #7bf1eb56
 def atomic_write(
     path: str | Path,  # where to; an existing file is replaced as a whole
@@ -191,6 +193,16 @@ def as_typed(
     return " ".join(word if plain.fullmatch(word) else f'"{word}"' for word in words)
 
 
+def started_with_others() -> bool:
+    """Whether torchrun started several processes; it tells each in these variables."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def is_follower() -> bool:
+    """Whether it's another than the first of them; what all have to say is said by the first."""
+    return started_with_others() and os.environ.get("RANK") != "0"
+
+
 def resume_command(
     folder: Path,  # of the run
     data_root: Path | None = None,  # folder that contains cifar-10-batches-py, if it was given
@@ -199,6 +211,10 @@ def resume_command(
     """What to type to continue a run."""
     shown = str(folder) if str(folder)[0] != "-" else f"./{folder}"  # else it's taken for an option
     words = ["cifar-cam", "resume", "--run", shown]
+    if started_with_others():
+        count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        # "--", or torchrun would take our --run for a beginning of an option of its own
+        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "--", "cifar_cam_lib"]
     for name, value in (("--data-root", data_root), ("--data-folder", data_folder)):
         words += [name, str(value)] if value else []
     return as_typed(words)
@@ -224,11 +240,12 @@ def check_finished(
 
 # %% ../nbs/appendix_runs.ipynb #37e68c4f
 def describe_versions() -> dict:
-    """Versions of Python and of what decides about numbers; "not installed" if one isn't found."""
+    """Versions of Python, of us, and of what decides about numbers, or "not installed"."""
     import cv2  # pip has several packages of OpenCV, and conda another, so we ask the module,
     import torch  # and torch's own word names its build, which that of its package may not
 
-    versions = {"opencv": cv2.__version__, "torch": str(torch.__version__)}
+    versions = {"cifar_cam_lib": __version__, "opencv": cv2.__version__}
+    versions["torch"] = str(torch.__version__)
     for name in ("torchvision", "albumentations", "numpy"):
         versions[name] = "not installed"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -251,6 +268,18 @@ class RunStopped(Exception):  # noqa: N818
     """A run stopped on the way; its folder is kept."""
 
 # %% ../nbs/appendix_runs.ipynb #54a92cd1
+LOST = "another process of this training has ended"
+
+
+def reason_to_stop(
+    error: Exception,  # of the system, of PyTorch, or of what carries messages between processes
+) -> str:
+    """What went wrong, in one line; Gloo and NCCL say in many words that a process is gone."""
+    reason = " ".join(str(error).split())
+    lost = started_with_others() and re.search("[Cc]onnection|NCCL", reason)
+    return LOST if lost else reason
+
+
 @contextlib.contextmanager
 def stop_with_hint(
     folder: Path,  # of a run
@@ -271,8 +300,11 @@ def stop_with_hint(
     except (ArithmeticError, OSError, RuntimeError) as error:
         # The same settings would meet the same loss again, so then there is nothing to continue.
         hint = "" if isinstance(error, ArithmeticError) else f"; continue with: {command}"
-        reason = " ".join(str(error).split())
+        reason = reason_to_stop(error)
         raise RunStopped(f"{reason} (the folder {folder} is kept{hint})") from error
+
+
+PATIENCE = 5  # seconds that the first of several processes has, to say what all would say
 
 
 def report_error(
@@ -291,6 +323,14 @@ def report_error(
         code = 128 + number
     elif not isinstance(error, RunStopped):
         code = 2 if isinstance(error, ValueError) else 3
+    if is_follower():
+        if isinstance(error, KeyboardInterrupt):
+            return code
+        try:  # if the first has met the same, it says so and ends, and torchrun ends us
+            time.sleep(0 if LOST in line else PATIENCE)
+        except KeyboardInterrupt:
+            return code
+        line = f"process {os.environ['RANK']}: {line}"
     print(f"cifar-cam: {printable(line)}", file=sys.stderr)
     return code
 
@@ -566,7 +606,7 @@ def matches(
 def is_watched() -> bool:
     """Whether progress is worth showing: in a terminal or a live notebook; TQDM_DISABLE says no."""
     live = sys.stderr and sys.stderr.isatty() or "ipykernel" in sys.modules
-    return bool(live) and not os.environ.get("TQDM_DISABLE")
+    return bool(live) and not os.environ.get("TQDM_DISABLE") and not is_follower()
 
 # %% ../nbs/appendix_runs.ipynb #a21b2a30
 TIMEOUT = (10, 30)  # seconds to wait for a connection, and for the next bytes

@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .model import ResNet, resnet18, unwrap
+from .model import ResNet, count_parameters, resnet18, unwrap
+from .processes import merge, sum_of_all, world_size
 from .runs import Damaged, atomic_write, fetch, is_watched, matches, read_tensors
 
 # %% ../nbs/03_training.ipynb #4f3c6f86
@@ -58,7 +59,8 @@ def predict(
         with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
             logits.append(model(images.to(device)).float())
         labels.append(batch_labels)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    logits, labels = (merge(torch.cat(rows).to(device), loader) for rows in (logits, labels))
+    return logits.cpu(), labels.cpu()
 
 # %% ../nbs/03_training.ipynb #5d3c19fb
 def loss_and_accuracy(
@@ -157,7 +159,18 @@ class Step(NamedTuple):
     def read(self) -> "Step":
         """The same as plain numbers. Reading a tensor makes the CPU wait for the GPU."""
         return self._replace(
-            objective=float(self.objective), loss=float(self.loss), correct=int(self.correct)
+            objective=float(self.objective),
+            loss=float(self.loss),
+            correct=int(self.correct),
+            images=int(self.images),
+        )
+
+    def of_all(self) -> "Step":
+        """The step as all processes took it together, see chapter 8; alone, it's this one."""
+        sums = sum_of_all(self.objective, self.loss, self.correct, self.images)
+        objective, loss, correct, images = sums
+        return self._replace(
+            objective=objective / world_size(), loss=loss, correct=correct, images=images
         )
 
 
@@ -255,6 +268,16 @@ class Training:
         self.history.steps.extend(self.passed)
         self.steps = []
 
+    def summary(self) -> dict:
+        """Parameters, epochs and seconds, and the last epoch's numbers by split."""
+        rows = self.history.epochs
+        told = {"parameters": count_parameters(self.model), "epochs": len(rows)}
+        told["seconds"] = round(sum(row["seconds"] for row in rows), 1)  # without interruptions
+        for split in ("train", "validation"):
+            if f"{split}_loss" in rows[-1]:
+                told[split] = {name: rows[-1][f"{split}_{name}"] for name in ("accuracy", "loss")}
+        return told
+
     def parts(self) -> dict:
         """What has a state of its own, by name."""
         parts = {"model": unwrap(self.model), "optimizer": self.optimizer, "scaler": self.scaler}
@@ -318,9 +341,8 @@ def train_epoch(
         logits = logits.detach()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()
-        training.steps.append(
-            Step(objective.detach(), learning_rate, loss, correct, len(labels), images.shape[-1])
-        )
+        numbers = objective.detach(), learning_rate, loss, correct, len(labels), images.shape[-1]
+        training.steps.append(Step(*numbers).of_all())
     return training.epoch_means()
 
 # %% ../nbs/03_training.ipynb #b01ed43a
@@ -359,7 +381,7 @@ def fit(
     history, schedule = training.history, training.schedule
     for epoch in range(len(history.epochs) + 1, epochs + 1):
         training.started = training.started if training.steps else time.perf_counter()
-        set_epoch(train_loader, epoch, sum(step.images for step in training.steps))
+        set_epoch(train_loader, epoch, sum(int(step.images) for step in training.steps))
         loss, accuracy = train_epoch(training, train_loader, loss_function)
         training.steps = training.passed  # they count until the row is there, if we are interrupted
         set_epoch(train_loader, 0)

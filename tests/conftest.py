@@ -38,6 +38,7 @@ LONGEST = (
     "test_planted_bugs",
     "test_site",
     "test_browser",
+    "test_processes",
     "test_results",
 )
 
@@ -82,7 +83,7 @@ def no_figures(monkeypatch):
         monkeypatch.setattr(main, name, lambda *words: plt.figure())
     monkeypatch.setattr(main, "show_mistakes", lambda *words: plt.figure())
     monkeypatch.setattr(gradcam, "show_gradcam", lambda *words: plt.figure())
-    monkeypatch.setattr(main, "save_figure", lambda figure, *rest: plt.close(figure))
+    monkeypatch.setattr(main.runs, "save_figure", lambda figure, *rest: plt.close(figure))
 
 
 @pytest.fixture

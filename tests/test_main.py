@@ -591,7 +591,7 @@ def test_a_version_that_cannot_be_found_stops_no_run(missing, tmp_path, monkeypa
     assert versions["opencv"] == "9.9"
     assert versions["torch"] == torch.__version__  # whose package may not name its build
     if missing == "cifar_cam_lib":  # it knows its own
-        assert versions[missing] == module.__version__
+        assert versions[missing] == module.runs.__version__
         assert cli(["--version"]) == 0
     else:
         assert versions[missing] == "not installed"

@@ -187,7 +187,7 @@ def test_other_pictures_are_refused(change, own_run, pictures, tmp_path, capsys)
 def test_an_interrupted_run_on_own_pictures_continues(own_run, pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module, "plot_history", lambda history: 1 / 0)
-        with pytest.raises(module.RunStopped):
+        with pytest.raises(module.runs.RunStopped):
             run(Config(data_folder=pictures, out=tmp_path / "run", **OWN))
     result = resume(tmp_path / "run", data_folder=pictures)
     assert torch.equal(result.model.head.weight, own_run.model.head.weight)
@@ -196,7 +196,7 @@ def test_an_interrupted_run_on_own_pictures_continues(own_run, pictures, tmp_pat
 @pytest.mark.parametrize("pipeline", ["per-image", "batched"])
 @pytest.mark.parametrize("side", [64, 96])
 def test_larger_pictures_train_in_both_pipelines(pipeline, side, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "save_figure", lambda figure, *rest: module.plt.close(figure))
+    monkeypatch.setattr(module.runs, "save_figure", lambda figure, *rest: module.plt.close(figure))
     config = Config(
         data_folder=pictures,
         image_size=side,
@@ -213,7 +213,7 @@ def test_larger_pictures_train_in_both_pipelines(pipeline, side, pictures, tmp_p
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_run_starts_from_the_network_that_ships(freeze, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "save_figure", lambda figure, *rest: module.plt.close(figure))
+    monkeypatch.setattr(module.runs, "save_figure", lambda figure, *rest: module.plt.close(figure))
     config = Config(data_folder=pictures, freeze=freeze, epochs=1, out=tmp_path / "run")
     result = run(config)
     images = recorded_images(result.folder)

@@ -230,7 +230,7 @@ def save(
     """Write the measurements, if a file was named."""
     if out:
         # not above, because a case is measured in a process that holds nothing else
-        from cifar_cam_lib.main import write_json
+        from cifar_cam_lib.runs import write_json
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)

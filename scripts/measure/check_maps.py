@@ -45,8 +45,8 @@ from cifar_cam_lib.gradcam import (
     hirescam_map,
     log_probability,
 )
-from cifar_cam_lib.main import write_json
 from cifar_cam_lib.model import channels_last
+from cifar_cam_lib.runs import write_json
 from cifar_cam_lib.training import load_shipped_model
 from cifar_cam_lib.trust import (
     LEVEL,

@@ -35,8 +35,9 @@ from cifar_cam_lib.gradcam import (
     hirescam_map,
     log_probability,
 )
-from cifar_cam_lib.main import load_splits, make_loaders, make_training, write_json
+from cifar_cam_lib.main import load_splits, make_loaders, make_training
 from cifar_cam_lib.model import ResNet, resnet18
+from cifar_cam_lib.runs import write_json
 from cifar_cam_lib.settings import Config, command_line
 from cifar_cam_lib.training import fit, load_shipped_model, make_loss
 from cifar_cam_lib.trust import (

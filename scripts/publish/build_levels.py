@@ -33,7 +33,15 @@ SECTIONS = (
     "The numbers",
     "A change",
 )
-MODULES = ("data", "model", "training", "evaluation", "gradcam", "main")  # that CHANGES may name
+MODULES = (
+    "runs",
+    "data",
+    "model",
+    "training",
+    "evaluation",
+    "gradcam",
+    "main",
+)  # that CHANGES may name
 RECORD = ROOT / "results" / "levels.json"
 PICTURE = ROOT / "nbs" / "figures" / "levels.svg"
 PAGE = """<!-- Written by scripts/publish/build_levels.py: change the notebooks, not this. -->
