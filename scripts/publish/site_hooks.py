@@ -25,6 +25,11 @@ MODULES = sorted(
     if "__all__ = []" not in path.read_text(encoding="utf-8")  # such as `course`
 )
 
+KEPT_ELSEWHERE = {  # files of the site that are not in nbs/
+    "site.css": ROOT / "scripts" / "publish" / "site.css",
+    "try/cifar10.safetensors": ROOT / "cifar_cam_lib" / "weights" / "cifar10.safetensors",
+}
+
 
 def on_config(config):
     "Fill in the addresses."
@@ -38,10 +43,10 @@ def on_config(config):
 
 
 def on_files(files, config):
-    "Add the home page and its like, the style and the reference."
+    "Add the home page and its like, the style, the weights of the page `try`, and the reference."
     files.remove(files.get_file_from_path("index.ipynb"))
-    style = ROOT / "scripts" / "publish" / "site.css"
-    files.append(File.generated(config, "site.css", abs_src_path=str(style)))
+    for name, path in KEPT_ELSEWHERE.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     made = {
         "index.md": site_home.home(),
         "results.md": site_home.results(),
