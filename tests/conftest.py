@@ -114,13 +114,13 @@ def browser():
     """Chromium without a window; tests that need it are skipped if it's absent."""
     from playwright.sync_api import sync_playwright
 
+    from scripts.publish.try_screenshot import find_chromium
+
     with sync_playwright() as playwright:
-        names = ("chromium", "chromium-browser", "google-chrome")
-        programs = [*map(shutil.which, names), playwright.chromium.executable_path]
-        found = [program for program in programs if program and os.path.exists(program)]
-        if not found:
+        program = find_chromium(playwright)
+        if not program:
             advice = "apt install chromium, or playwright install chromium"
             pytest.skip(f"Chromium is not on this machine: {advice}")
-        chromium = playwright.chromium.launch(executable_path=found[0])
+        chromium = playwright.chromium.launch(executable_path=program)
         yield chromium
         chromium.close()

@@ -56,7 +56,7 @@ function press(button) {
 
 /** A button for one of the twelve. */
 function makeButton(pixels, { number, true: label, predicted }) {
-  const [name, said] = [CLASS_NAMES[label], CLASS_NAMES[predicted]];
+  const [name, said] = [CLASS_NAMES[label], CLASS_NAMES[predicted]]; // true, and by the network
   const button = document.createElement("button");
   button.type = "button";
   const canvas = document.createElement("canvas");
@@ -64,7 +64,7 @@ function makeButton(pixels, { number, true: label, predicted }) {
   drawPixels(canvas, pixels);
   const [strong, small] = [document.createElement("strong"), document.createElement("span")];
   strong.textContent = number === OUR_CAT ? `our ${name}` : name;
-  small.textContent = label === predicted ? "called so" : `called ${said}`;
+  small.textContent = `says ${said}`;
   button.append(canvas, strong, small);
   button.addEventListener("click", () => {
     complain();

@@ -4,7 +4,9 @@ import { ask } from "./ask.js";
 import { CLASS_NAMES, complain, fetchTwelve, listen } from "./choose.js";
 import { drawEvidence, drawMap, drawPixels } from "./draw.js";
 import { LAYERS, SIDE, enlarge, gradcamMap, scaleMap } from "./network.js";
-import { PARTS, SQUARE, addSquare, richestQuarter, shareInside } from "./trust.js";
+import {
+  PARTS, SQUARE, addSquare, rankCorrelation, richestQuarter, shareInside,
+} from "./trust.js";
 
 const element = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)} %`;
@@ -219,12 +221,17 @@ function showRandom() {
   element("random-words").textContent = parts.length
     ? `${anew} The answer and all maps above are of this network, too.`
     : "All parts are as they were trained, so these two maps are the same.";
+  const [now, before] = [state.used, state.trained].map((answer) => mapOf(answer, state.label));
+  const correlation = rankCorrelation(now, before);
+  if (parts.length && !Number.isNaN(correlation)) {
+    element("random-words").textContent += ` Rank correlation with the map of the trained network, `
+      + `1 for the same order of pixels and 0 for an unrelated one: ${correlation.toFixed(2)}.`;
+  }
   const name = CLASS_NAMES[state.label];
   const what = parts.length ? "with these parts drawn anew" : "as it was trained";
-  const now = `${name} at ${state.layer}, ${what}; ${brightest(state.used, state.label)}.`;
-  showMap("random-map", mapOf(state.used, state.label), now);
-  const before = `The same, trained; ${brightest(state.trained, state.label)}.`;
-  showMap("trained-map", mapOf(state.trained, state.label), before);
+  const words = `${name} at ${state.layer}, ${what}; ${brightest(state.used, state.label)}.`;
+  showMap("random-map", now, words);
+  showMap("trained-map", before, `The same, trained; ${brightest(state.trained, state.label)}.`);
 }
 
 /** All that depends on class, layer and opacity. */
@@ -242,6 +249,11 @@ function showAll() {
 
 // ---------------------------------------------------------------------------- questions
 
+/** While the worker computes, the maps are those of the question before, and are drawn pale. */
+function setBusy(busy) {
+  element("main").setAttribute("aria-busy", busy);
+}
+
 /** Get the weights of the channels for these classes, if they aren't there yet. */
 async function explain(labels, used, trained) {
   for (const label of labels) {
@@ -256,7 +268,7 @@ async function explain(labels, used, trained) {
 async function show(picture, label) {
   shown += 1;
   const mine = shown;
-  element("main").ariaBusy = "true";
+  setBusy(true);
   stopOcclusion();
   const { used, trained } = await ask("answer", { pixels: picture.pixels });
   if (mine !== shown) return;
@@ -272,14 +284,14 @@ async function show(picture, label) {
 async function select(label) {
   const mine = shown;
   const { used, trained } = state;
-  element("main").ariaBusy = "true";
+  setBusy(true);
   const two = twoClasses().map((one) => one.label);
   await explain([label, ...two], used, trained);
   if (mine !== shown || used !== state.used) return;
   if (label !== state.label) stopOcclusion();
   state.label = label;
   showAll();
-  element("main").ariaBusy = "false";
+  setBusy(false);
 }
 
 let hiding = false; // a question about the hidden part is on its way
@@ -325,6 +337,7 @@ async function startOcclusion() {
 
 /** Draw the chosen parts anew, or leave them as they were trained, and ask again. */
 async function randomise() {
+  setBusy(true);
   await ask("randomise", { parts: partsAnew(), seed: state.seed });
   await show(state.picture, state.label);
 }

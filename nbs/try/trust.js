@@ -74,6 +74,26 @@ export function randomise(weights, parts, random) {
   return changed;
 }
 
+/** Ranks from 1; equal values share the mean of their ranks. */
+function ranks(values) {
+  const order = [...values.keys()].sort((a, b) => values[a] - values[b]);
+  const result = new Float64Array(values.length);
+  for (let first = 0, end; first < order.length; first = end) {
+    end = first + 1;
+    while (end < order.length && values[order[end]] === values[order[first]]) end += 1;
+    for (const place of order.slice(first, end)) result[place] = (first + end + 1) / 2;
+  }
+  return result;
+}
+
+/** Spearman's rank correlation of two maps, -1..1; NaN if one has a single value. */
+export function rankCorrelation(one, other) {
+  const middle = (one.length + 1) / 2;
+  const [first, second] = [one, other].map((map) => ranks(map).map((rank) => rank - middle));
+  const product = (a, b) => a.reduce((sum, value, n) => sum + value * b[n], 0);
+  return product(first, second) / Math.sqrt(product(first, first) * product(second, second));
+}
+
 /** The share of a map that lies where the mask isn't zero; zero for an empty map. */
 export function shareInside(map, mask) {
   const sum = map.reduce((one, other) => one + other, 0);
