@@ -125,6 +125,8 @@ def addressed(
 ):
     "The same with the owner and repository of settings.ini in badges, addresses and install lines."
     user, repo = SETTINGS["user"], SETTINGS["repo"]
+    site = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"]
+    text = re.sub(rf"https://[\w-]+\.github\.io/{repo}\b", site, text)
     return re.sub(
         rf"(colab\.research\.google\.com/github/|github\.com/)[\w-]+/{repo}\b",
         rf"\g<1>{user}/{repo}",
