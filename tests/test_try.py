@@ -1,5 +1,6 @@
 """The page "Try it": its network is Python's, and in Chromium each control does what it says."""
 
+import gzip
 import io
 import json
 import os
@@ -143,6 +144,21 @@ def expected(twelve, folder, tmp_path_factory):
 def colour(name, value):
     """Red, green and blue of one of matplotlib's scales, 0..255."""
     return [255 * part for part in plt.get_cmap(name)(value)[:3]]
+
+
+def test_the_page_is_small_and_the_network_can_be_read_in_one_go(folder):
+    files = [
+        path for path in folder.iterdir() if path.name not in ("package.json", "expected.json")
+    ]
+    assert sum(len(gzip.compress(path.read_bytes())) for path in files) < 2_000_000
+    lines = (folder / "network.js").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 250
+    for path in PAGE.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        assert max(map(len, text.splitlines())) <= 100, path.name
+        assert "http" not in text.replace("https.", ""), f"{path.name} names an address"
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    assert "<style" not in html and " style=" not in html and "unsafe" not in html
 
 
 def test_the_network_is_pythons_under_node(expected, folder):

@@ -11,7 +11,8 @@ const draw = await import(`${page}/draw.js`);
 const { shrink, sizeOf } = await import(`${page}/picture.js`);
 const expected = JSON.parse(readFileSync(`${page}/expected.json`));
 const weights = network.readWeights(readFileSync(`${page}/cifar10.safetensors`).buffer);
-const furthest = (found, wanted) => Math.max(...wanted.map((value, n) => Math.abs(value - found[n])));
+const furthest = (found, wanted) =>
+  Math.max(...wanted.map((value, n) => Math.abs(value - found[n])));
 
 test("the occlusion map is Python's, of 49 passes", () => {
   const { picture, label, map } = expected.occlusion;

@@ -1,6 +1,6 @@
 // The ways to a picture: one of the twelve, a file, something dropped or pasted, the camera.
 
-import { drawPhoto, drawPixels } from "./draw.js";
+import { drawPhoto, drawPixels, drawThumbnail } from "./draw.js";
 import { SIDE } from "./network.js";
 import { fromDrawable, fromFile } from "./picture.js";
 
@@ -60,8 +60,8 @@ function makeButton(pixels, { number, true: label, predicted }) {
   const button = document.createElement("button");
   button.type = "button";
   const canvas = document.createElement("canvas");
-  canvas.className = "pixels";
-  drawPixels(canvas, pixels);
+  canvas.className = "pixels few";
+  drawThumbnail(canvas, pixels);
   const [strong, small] = [document.createElement("strong"), document.createElement("span")];
   strong.textContent = number === OUR_CAT ? `our ${name}` : name;
   small.textContent = `says ${said}`;
@@ -75,8 +75,9 @@ function makeButton(pixels, { number, true: label, predicted }) {
   return button;
 }
 
-/** The twelve, from one PNG in which they stand side by side. Ends with a click on our cat. */
+/** Show the twelve, from one PNG in which they are side by side; returns the button of our cat. */
 export async function fetchTwelve() {
+  let ours;
   const fetched = await Promise.all(["pictures.json", "pictures.png"].map((name) => fetch(name)));
   const [told, strip] = [await fetched[0].json(), await createImageBitmap(await fetched[1].blob())];
   const canvas = new OffscreenCanvas(strip.width, strip.height);
@@ -89,8 +90,9 @@ export async function fetchTwelve() {
     const item = document.createElement("li");
     item.append(button);
     element("twelve").append(item);
-    if (picture.number === OUR_CAT) button.click();
+    if (picture.number === OUR_CAT) ours = button;
   }
+  return ours;
 }
 
 /** A picture among files that were dropped, pasted or chosen. */

@@ -25,14 +25,24 @@ function between(scale, value) {
 export const inferno = (value) => between(INFERNO, value);
 export const signed = (value) => between(SIGNED, value / 2 + 0.5);
 
-/** Fill a canvas of width x height squares with the colours that `colourOf(place)` tells. */
+/** Give a canvas width x height pixels, with the colours that `colourOf(place)` tells. */
 function fill(canvas, width, height, colourOf) {
-  const data = new ImageData(width, height);
+  const image = new ImageData(width, height);
+  image.data.fill(255); // nothing is transparent
   for (let place = 0; place < width * height; place++) {
-    data.data.set([...colourOf(place).map(Math.round), 255], 4 * place);
+    image.data.set(colourOf(place), 4 * place);
   }
-  const small = new OffscreenCanvas(width, height);
-  small.getContext("2d").putImageData(data, 0, 0);
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+let small; // used again and again
+
+/** The same for a picture's pixels, each a square of TILE x TILE, so that lines can be finer. */
+function fillLarge(canvas, colourOf) {
+  small ??= new OffscreenCanvas(SIDE, SIDE);
+  fill(small, SIDE, SIDE, colourOf);
+  canvas.width = canvas.height = TILE * SIDE;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
@@ -41,10 +51,13 @@ function fill(canvas, width, height, colourOf) {
 
 /** The picture itself; what the mask hides has the mean colour, as the network sees it. */
 export function drawPixels(canvas, pixels, mask) {
-  canvas.width = canvas.height = TILE * SIDE;
-  const colourOf = (place) => (mask?.[place]
-    ? [125, 123, 114] : Array.from(pixels.subarray(3 * place, 3 * place + 3)));
-  return fill(canvas, SIDE, SIDE, colourOf);
+  return fillLarge(canvas, (place) =>
+    (mask?.[place] ? [125, 123, 114] : pixels.subarray(3 * place, 3 * place + 3)));
+}
+
+/** The picture in few pixels, to choose from. */
+export function drawThumbnail(canvas, pixels) {
+  fill(canvas, SIDE, SIDE, (place) => pixels.subarray(3 * place, 3 * place + 3));
 }
 
 /** A line round all pixels of a map that reach one half. */
@@ -82,8 +95,7 @@ function hatch(context, side) {
 
 /** A map [SIDE * SIDE] in 0..1 over its picture in dark grey. Colour and opacity follow the map. */
 export function drawMap(canvas, pixels, map, opacity = 0.85) {
-  canvas.width = canvas.height = TILE * SIDE;
-  const context = fill(canvas, SIDE, SIDE, (place) => {
+  const context = fillLarge(canvas, (place) => {
     const [red, green, blue] = pixels.subarray(3 * place, 3 * place + 3);
     const ground = (0.6 * (red + green + blue)) / 3;
     const cover = opacity * map[place] ** 0.7;
@@ -95,7 +107,6 @@ export function drawMap(canvas, pixels, map, opacity = 0.85) {
 
 /** What one channel adds to the sum, each place in -limit..limit. */
 export function drawEvidence(canvas, evidence, width, height, limit) {
-  canvas.width = canvas.height = 64;
   fill(canvas, width, height, (place) => signed(limit ? evidence[place] / limit : 0));
 }
 

@@ -139,7 +139,7 @@ function makeTile(channel, place, limit) {
   button.dataset.channel = channel;
   button.setAttribute("aria-label", `channel ${channel}, weight ${weight.toPrecision(2)}`);
   const canvas = document.createElement("canvas");
-  canvas.className = "pixels";
+  canvas.className = "pixels few";
   drawEvidence(canvas, evidence, width, height, limit);
   button.append(canvas, weight.toFixed(4).replace("-", "−"));
   return button;
@@ -222,8 +222,8 @@ function showRandom() {
     ? `${anew} The answer and all maps above are of this network, too.`
     : "All parts are as they were trained, so these two maps are the same.";
   const [now, before] = [state.used, state.trained].map((answer) => mapOf(answer, state.label));
-  const correlation = rankCorrelation(now, before);
-  if (parts.length && !Number.isNaN(correlation)) {
+  const correlation = parts.length ? rankCorrelation(now, before) : NaN;
+  if (!Number.isNaN(correlation)) {
     element("random-words").textContent += ` Rank correlation with the map of the trained network, `
       + `1 for the same order of pixels and 0 for an unrelated one: ${correlation.toFixed(2)}.`;
   }
@@ -456,16 +456,20 @@ function listenToParts() {
 async function begin() {
   const status = element("status");
   try {
-    const fetched = await fetch("cifar10.safetensors");
-    if (!fetched.ok) throw new Error(`the network's file isn't there (${fetched.status})`);
-    const buffer = await fetched.arrayBuffer();
-    await ask("load", { buffer }, { transfer: [buffer] });
+    const [fetched, twelve] = [fetch("cifar10.safetensors"), fetchTwelve()];
+    twelve.catch(() => {}); // it's awaited below
+    const file = await fetched;
+    if (!file.ok) throw new Error(`the network's file isn't there (${file.status})`);
+    const buffer = await file.arrayBuffer();
+    const loaded = ask("load", { buffer }, { transfer: [buffer] });
     listenToMaps();
     listenToChannels();
     listenToHiding();
     listenToParts();
     listen((picture) => show(picture).catch((error) => complain(error.message)));
-    await fetchTwelve();
+    const ourCat = await twelve;
+    await loaded;
+    ourCat.click();
     status.hidden = true;
   } catch (error) {
     status.textContent = `The network couldn't be loaded: ${error.message}.`;
