@@ -492,6 +492,7 @@ def test_a_file_that_is_no_picture_gets_one_line_and_the_old_picture_stays(visit
         assert words in line and "\n" not in line, name
         assert (colours_of(visit, "map") == before[0]).all()
         assert visit.words("picture-words") == before[1] and not visit.tab.is_visible("#photo")
+        assert visit.tab.locator("#twelve [aria-pressed=true]").count() == 1, name
     visit.choose(0)
     assert visit.words("trouble") == ""
 
