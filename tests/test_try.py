@@ -280,7 +280,8 @@ def test_the_page_shows_what_python_says(visit, twelve, expected):
     visit.choose(0)  # the airplane
     visit.tab.select_option("#class", label="dog")
     visit.settle()
-    assert "its map is empty" in visit.words("sentence") and "empty" in visit.words("map-words")
+    sentence = "There's no positive evidence for dog at layer4: its map is empty."
+    assert visit.words("sentence") == sentence and "empty" in visit.words("map-words")
 
 
 SEEN = """id => {
@@ -427,6 +428,14 @@ def test_hiding_a_part_by_keyboard_and_pointer_is_what_python_says(visit, twelve
     assert probability(visit.words("cover-words"))[0] >= 12
 
 
+STOPPED = """async () => {
+    const { ask } = await import('./ask.js');
+    const map = ask('occlude', { label: 3 }, { onProgress() {} });
+    await ask('stop');
+    return map;  // null, and not after all passes
+}"""
+
+
 def test_the_square_slides_with_progress_and_can_be_stopped(visit, expected):
     tab = visit.tab
     tab.focus("#occlude")
@@ -435,6 +444,7 @@ def test_the_square_slides_with_progress_and_can_be_stopped(visit, expected):
     assert tab.evaluate("document.activeElement.id") == "stop"
     visit.press("Enter")
     assert "hasn't been computed" in visit.words("occlusion-words")
+    assert visit.tab.evaluate(STOPPED) is None
     visit.press("Enter")  # the focus is on the first button again
     tab.get_by_text("Occlusion: bright wherever").wait_for(timeout=60_000)
     map_ = np.array(expected["occlusion"]["map"]).reshape(32, 32)
