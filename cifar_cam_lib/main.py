@@ -142,16 +142,15 @@ def make_dataset(config: Config, labelled: LabelledImages, augmented: bool) -> D
 # %% ../nbs/06_main.ipynb #21fe2341
 def make_loaders(config: Config, images: dict[str, LabelledImages]) -> dict[str, DataLoader]:
     """Loaders by split; an empty split has none, and only training is augmented and shuffled."""
-    training = make_dataset(config, images["train"], augmented=True)
-    batch_size = processes.share_of_batch(config.batch_size, len(training))
-    loaders = {"train": make_loader(training, batch_size, True, config.workers)}
-    for split in ("validation", "test"):
-        if len(images[split]):
-            dataset = make_dataset(config, images[split], augmented=False)
+    loaders = {}
+    for split, labelled in images.items():
+        dataset = make_dataset(config, labelled, augmented=split == "train")
+        if split == "train":
+            batch_size = processes.share_of_batch(config.batch_size, len(dataset))
+            loaders[split] = make_loader(dataset, batch_size, True, config.workers)
+        elif len(dataset):
             loaders[split] = make_loader(dataset, 250, False, 0)
-    for loader in loaders.values():
-        processes.share_images(loader)
-    return loaders
+    return {split: processes.share_images(loader) for split, loader in loaders.items()}
 
 # %% ../nbs/06_main.ipynb #cae0d5fa
 def initial_model(config: Config, num_classes: int) -> ResNet:
@@ -373,7 +372,7 @@ def evaluate(
     images = load_splits(config)
     check_recorded(recorded, images, ("test",))
     with processes.process_group(torch.device("cpu")):
-        loaders = make_loaders(config, images)
+        loaders = make_loaders(config, {"test": images["test"]})
         if processes.rank():
             predict(model, loaders["test"])
             return None

@@ -159,10 +159,10 @@ def unwrap(
 def channels_last(
     model: nn.Module,  # any network, changed in place
 ) -> nn.Module:
-    """Store the weights with channels last, if the network is at least 8 wide.
+    """Store the weights with channels last, if the network is at least 16 wide.
 
-    Below 5, a backward pass of torch 2.13 may corrupt memory and end the process.
+    Below, a backward pass of torch 2.13 may corrupt memory and end the process (with AVX-512).
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     narrowest = min((convolution.out_channels for convolution in convolutions), default=0)
-    return model.to(memory_format=torch.channels_last) if narrowest >= 8 else model
+    return model.to(memory_format=torch.channels_last) if narrowest >= 16 else model

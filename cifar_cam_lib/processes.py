@@ -19,7 +19,13 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from .runs import RunStopped, reason_to_stop, resume_command
+from cifar_cam_lib.runs import (
+    LOST,
+    RunStopped,
+    reason_to_stop,
+    resume_command,
+    started_with_others,
+)
 
 # %% ../nbs/appendix_processes.ipynb #d2410010
 def world_size() -> int:
@@ -44,10 +50,10 @@ def process_group(
     Raises ValueError if there aren't enough GPUs, or only Apple's; RunStopped if one of the
     processes is gone.
     """
-    count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if count == 1:
+    if not started_with_others() or dist.is_initialized():  # if you made a group, it's that one
         yield
         return
+    local = int(os.environ.get("LOCAL_RANK", 0))
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device.type}, expected cpu or cuda with several processes")
     if device.type == "cuda":
@@ -62,9 +68,12 @@ def process_group(
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
         yield
-    except RuntimeError as error:  # such as that another process is gone
-        again = resume_command(Path("FOLDER"))
-        raise RunStopped(f"{reason_to_stop(error)}; continue the run with: {again}") from error
+        dist.barrier()  # nobody leaves before all are done
+    except (ArithmeticError, RuntimeError) as error:  # such as that another process is gone
+        reason = reason_to_stop(error)
+        if reason == LOST:
+            reason += f"; continue the run with: {resume_command(Path('FOLDER'))}"
+        raise RunStopped(reason) from error
     finally:
         dist.destroy_process_group()
 
@@ -90,9 +99,15 @@ def share_of_batch(
 def share_images(
     loader,  # from `make_loader`, its batches of the size that `share_of_batch` gives
 ):
-    """Let each process have every so-many-th image of an epoch, beginning with its rank."""
+    """The loader, with every so-many-th image of an epoch in each process, beginning at its rank.
+
+    If there's no image for each, all see all. Raises ValueError for a sampler that isn't ours.
+    """
+    if not hasattr(loader.sampler, "shard"):
+        raise ValueError("only a loader from make_loader, of a data set of ours, can be shared")
     if len(loader.dataset) >= world_size():
         loader.sampler.shard = slice(rank(), None, world_size())
+    return loader
 
 # %% ../nbs/appendix_processes.ipynb #d2410020
 def sum_of_all(

@@ -195,7 +195,7 @@ def as_typed(
 
 def started_with_others() -> bool:
     """Whether torchrun started several processes; it tells each in these variables."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "") not in ("", "1")
 
 
 def is_follower() -> bool:
@@ -435,9 +435,12 @@ def load_state(
     """The last state that isn't damaged; None if the run has none yet.
 
     Says on stderr if one is damaged. Raises Damaged, an OSError, if all are or were taken away, or
-    if it has other settings than the run's record.
+    if it has other settings than the run's record. Of several processes only the first looks.
     """
     import torch
+
+    if is_follower():
+        return None
 
     damaged = []
     for path in reversed(states_of(folder)):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_cam_lib import processes, runs, settings
 from cifar_cam_lib.data import EpochSampler
@@ -37,7 +38,7 @@ SETTINGS = {
     "momentum": 0.0,
     "weight_decay": 0.0,
     "schedule": "constant",
-    "learning_rate": 0.002,
+    "learning_rate": 0.0005,
     "label_smoothing": 0.1,
     "l1_factor": 0.0005,
     "seed": 1,
@@ -67,6 +68,7 @@ try:
     result = main.run(Config(**settings))
 except main.runs.RunStopped as error:
     sys.exit(main.runs.report_error(error))
+main.evaluate(settings["out"])
 again = main.evaluate("one")
 if result:
     steps = [tuple(step) for step in result.history.steps]
@@ -222,8 +224,8 @@ def test_nobody_is_left_without_an_image(images, wrong, monkeypatch):
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with (
         pytest.raises(ValueError, match="process 1 has no GPU of its own, because there are 1"),
@@ -264,3 +266,42 @@ def test_a_loss_that_is_not_shared_is_passed_on(monkeypatch):
     """With one process nothing is changed, so its numbers can't be."""
     assert processes.share_loss(nn.functional.cross_entropy) is nn.functional.cross_entropy
     assert processes.merge(rows := torch.ones(3), None) is rows
+
+
+def test_a_loss_that_is_not_finite_stops_every_process_in_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(store, 0, 1)]))
+    with (
+        pytest.raises(RunStopped, match=r"^the loss is nan at step 3 of the epoch$"),
+        processes.process_group(torch.device("cpu")),
+    ):
+        raise FloatingPointError("the loss is nan at step 3 of the epoch")
+    assert processes.world_size() == 1
+
+
+def test_a_loader_that_would_show_everybody_everything_is_refused():
+    theirs = DataLoader(TensorDataset(torch.zeros(12, 3)), 4, shuffle=True)
+    with pytest.raises(ValueError, match="only a loader from make_loader"):
+        processes.share_images(theirs)
+
+
+@pytest.mark.parametrize("words", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": ""}, {"RANK": "1"}])
+def test_what_else_sets_a_variable_of_that_name_changes_nothing(words, monkeypatch):
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    assert not runs.started_with_others() and not runs.is_follower()
+    with processes.process_group(torch.device("cpu")):
+        assert processes.world_size() == 1
+
+
+def test_only_the_first_process_looks_for_a_state(follower, one):
+    assert runs.load_state(one.folder.parent) is None
+    assert runs.load_state(one.folder) is None
+
+
+def test_a_finished_run_is_evaluated_whatever_its_batches_were(monkeypatch, one):
+    """Two can't share batches of 33, but nothing is trained any more."""
+    monkeypatch.setattr(processes, "share_of_batch", lambda *numbers: 1 / 0)
+    assert evaluate(one.folder).accuracy == one.test.accuracy

@@ -117,12 +117,12 @@ def test_fit_steps_any_schedule_of_pytorch_after_each_epoch():
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.01, 0.001])
 
 
-def test_channels_last_takes_any_network():
-    wide, narrow = (
-        torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.ReLU()) for width in (8, 4)
-    )
-    assert channels_last(wide)[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert not channels_last(narrow)[0].weight.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("width", [1, 4, 8, 12, 15, 16, 64])
+def test_channels_last_takes_any_network_and_leaves_narrow_ones_alone(width):
+    """Narrow ones would corrupt memory in torch 2.13: an odd batch, two threads, AVX-512."""
+    model = channels_last(torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), torch.nn.ReLU()))
+    last = model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert last == (width >= 16)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
