@@ -127,7 +127,7 @@ def agree(runs, source):
     assert differences(first, second) == differences(first, third) == set()
     assert first["steps"] == 8 and len(first["history"]) == 2
     torch.manual_seed(3)
-    before = resnet18(width=8).state_dict()
+    before = resnet18(width=16).state_dict()
     assert len(before) == sum(name.startswith("weights") for name in first) == 61
     assert all(
         not np.array_equal(first[f"weights {name}"], weight.numpy())
