@@ -142,13 +142,13 @@ def make_dataset(config: Config, labelled: LabelledImages, augmented: bool) -> D
 # %% ../nbs/06_main.ipynb #21fe2341
 def make_loaders(config: Config, images: dict[str, LabelledImages]) -> dict[str, DataLoader]:
     """Loaders by split; an empty split has none, and only training is augmented and shuffled."""
-    loaders = {}
-    for split, labelled in images.items():
-        dataset = make_dataset(config, labelled, augmented=split == "train")
+    loaders, filled = {}, [split for split in images if len(images[split])]
+    for split in filled:
+        dataset = make_dataset(config, images[split], augmented=split == "train")
         if split == "train":
             batch_size = processes.share_of_batch(config.batch_size, len(dataset))
             loaders[split] = make_loader(dataset, batch_size, True, config.workers)
-        elif len(dataset):
+        else:
             loaders[split] = make_loader(dataset, 250, False, 0)
     return {split: processes.share_images(loader) for split, loader in loaders.items()}
 
