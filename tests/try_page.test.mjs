@@ -87,3 +87,12 @@ test("the size of a picture is read from its head", () => {
     assert.deepEqual(sizeOf(Uint8Array.from(Buffer.from(base64, "base64"))), size, kind);
   }
 });
+
+test("a BMP whose rows begin at the top has a height below zero", () => {
+  const bytes = new Uint8Array(54);
+  const head = new DataView(bytes.buffer);
+  bytes.set([0x42, 0x4d]);
+  head.setInt32(18, 40, true);
+  head.setInt32(22, -30, true);
+  assert.deepEqual(sizeOf(bytes), [40, 30]);
+});

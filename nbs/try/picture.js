@@ -45,7 +45,7 @@ export function sizeOf(bytes) {
   if (text(bytes, 0, 4) === "GIF8") return [6, 8].map((at) => number(bytes, at, 2, true));
   if (text(bytes, 0, 4) === "RIFF" && text(bytes, 8, 12) === "WEBP") return sizeOfWebp(bytes);
   if (text(bytes, 0, 2) !== "BM") return null;
-  return [number(bytes, 18, 4, true), number(bytes, 22, 4, true)];
+  return [18, 22].map((at) => Math.abs(number(bytes, at, 4, true) | 0)); // top first if negative
 }
 
 /** For each of `SIDE` new pixels the first old one that it covers, and the one after the last. */
