@@ -469,6 +469,33 @@ def test_parts_are_drawn_anew_and_come_back(visit):
     assert not tab.is_visible("#warning")
 
 
+def test_the_last_of_two_quick_choices_wins(visit):
+    """Two classes, then new weights and another picture, before the first answer is there."""
+    tab = visit.tab
+    tab.evaluate(
+        """() => {
+            const classes = document.querySelector("#class");
+            for (const value of ["6", "5"]) { // frog, then dog, whose answer is known already
+                classes.value = value;
+                classes.dispatchEvent(new Event("change", { bubbles: true }));
+            }
+        }"""
+    )
+    tab.wait_for_timeout(3000)
+    visit.settle()
+    assert "for dog" in visit.words("map-words")
+    tab.evaluate(
+        """() => {
+            document.querySelector("#parts input").click();
+            document.querySelectorAll("#twelve button")[0].click();
+        }"""
+    )
+    tab.wait_for_timeout(3000)
+    visit.settle()
+    assert tab.get_attribute("#twelve button >> nth=0", "aria-pressed") == "true"
+    assert "true class: airplane" in visit.words("picture-words")
+
+
 def png_head(width, height):
     """What a PNG of this size begins with, and nothing else."""
     sizes = width.to_bytes(4, "big") + height.to_bytes(4, "big")

@@ -34,16 +34,20 @@ function showPhoto(photo, name) {
       + `${each} x ${each}. All the rest is gone before it sees anything.`;
 }
 
+let chosen = 0; // pictures asked for; a file that takes long doesn't replace a later choice
 /** Take a photo, drawn or decoded by `read`, unless that fails. */
 async function takePhoto(name, read) {
+  chosen += 1;
+  const mine = chosen;
   try {
     const photo = await read();
+    if (mine !== chosen) return;
     complain();
     press(null);
     showPhoto(photo, name);
     take({ name, pixels: photo.pixels, label: null });
   } catch (error) {
-    complain(error.message);
+    if (mine === chosen) complain(error.message);
   }
 }
 
@@ -67,6 +71,7 @@ function makeButton(pixels, { number, true: label, predicted }) {
   small.textContent = `says ${said}`;
   button.append(canvas, strong, small);
   button.addEventListener("click", () => {
+    chosen += 1;
     complain();
     press(button);
     showPhoto(null);
@@ -111,7 +116,9 @@ async function openCamera() {
   }
   try {
     const wanted = { video: { facingMode: "environment" }, audio: false };
-    video.srcObject = await navigator.mediaDevices.getUserMedia(wanted);
+    const stream = await navigator.mediaDevices.getUserMedia(wanted);
+    for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+    video.srcObject = stream;
     await video.play();
     complain();
     element("live").hidden = false;

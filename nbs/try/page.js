@@ -183,7 +183,7 @@ function showHidden() {
   const before = percent(state.used.probabilities[state.label]);
   if (!hidden) {
     element("cover-words").textContent = `Nothing is hidden: ${name}, ${before}.`;
-  } else if (state.without) {
+  } else if (state.without && state.used.weights[state.label]) {
     const promised = percent(shareInside(mapOf(state.used, state.label), state.mask));
     const after = percent(state.without[state.label]);
     element("cover-words").textContent = `${percent(hidden)} of the picture is hidden, and with it `
@@ -280,14 +280,17 @@ async function show(picture, label) {
   if (mine === shown && state.mask.includes(1)) hideSoon();
 }
 
+let selected = 0; // classes asked for; a later question wins, whichever answer comes first
 /** Explain another class. */
 async function select(label) {
+  selected += 1;
+  const turn = selected;
   const mine = shown;
   const { used, trained } = state;
   setBusy(true);
   const two = twoClasses().map((one) => one.label);
   await explain([label, ...two], used, trained);
-  if (mine !== shown || used !== state.used) return;
+  if (mine !== shown || turn !== selected || used !== state.used) return;
   if (label !== state.label) stopOcclusion();
   state.label = label;
   showAll();
@@ -301,15 +304,18 @@ async function hideSoon() {
   if (hiding) return;
   hiding = true;
   let mask;
-  while (mask?.join() !== state.mask.join()) {
-    const mine = shown;
-    mask = state.mask.slice();
-    const probabilities = await ask("without", { mask });
-    if (mine !== shown) break;
-    state.without = probabilities;
-    showHidden();
+  try {
+    while (mask?.join() !== state.mask.join()) {
+      const mine = shown;
+      mask = state.mask.slice();
+      const probabilities = await ask("without", { mask });
+      if (mine !== shown) break;
+      state.without = probabilities;
+      showHidden();
+    }
+  } finally {
+    hiding = false;
   }
-  hiding = false;
 }
 
 function stopOcclusion() {
@@ -329,16 +335,19 @@ async function startOcclusion() {
   const onProgress = ({ done, of }) => { [progress.value, progress.max] = [done, of]; };
   const map = await ask("occlude", { label }, { onProgress });
   if (!map || mine !== shown || label !== state.label) return;
+  const here = document.activeElement === element("stop");
   stopOcclusion();
   state.occlusion = map;
   showOcclusion();
-  element("occlude").focus();
+  if (here) element("occlude").focus();
 }
 
 /** Draw the chosen parts anew, or leave them as they were trained, and ask again. */
 async function randomise() {
   setBusy(true);
+  const mine = shown;
   await ask("randomise", { parts: partsAnew(), seed: state.seed });
+  if (mine !== shown) return;
   await show(state.picture, state.label);
 }
 
@@ -469,6 +478,7 @@ async function begin() {
     listen((picture) => show(picture).catch((error) => complain(error.message)));
     const ourCat = await twelve;
     await loaded;
+    element("choose").inert = false;
     ourCat.click();
     status.hidden = true;
   } catch (error) {
