@@ -61,9 +61,8 @@ def process_group(
             raise ValueError(f"process {local} has no GPU of its own, because there are {there}")
         torch.cuda.set_device(local)
     store, number, count = next(rendezvous("env://"))
-    store = dist.PrefixStore(
-        f"group {next(GROUPS)}", store
-    )  # nobody reads an earlier group's words
+    # a prefix, so that nobody reads an earlier group's words
+    store = dist.PrefixStore(f"group {next(GROUPS)}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:

@@ -297,7 +297,6 @@ def test_what_else_sets_a_variable_of_that_name_changes_nothing(words, monkeypat
 
 
 def test_only_the_first_process_looks_for_a_state(follower, one):
-    assert runs.load_state(one.folder.parent) is None
     assert runs.load_state(one.folder) is None
 
 

@@ -33,7 +33,7 @@ SECTIONS = (
     "The numbers",
     "A change",
 )
-MODULES = (
+MODULES = (  # that CHANGES may name
     "runs",
     "data",
     "model",
@@ -41,7 +41,7 @@ MODULES = (
     "evaluation",
     "gradcam",
     "main",
-)  # that CHANGES may name
+)
 RECORD = ROOT / "results" / "levels.json"
 PICTURE = ROOT / "nbs" / "figures" / "levels.svg"
 PAGE = """<!-- Written by scripts/publish/build_levels.py: change the notebooks, not this. -->
