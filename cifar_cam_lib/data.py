@@ -28,7 +28,9 @@ from .drawn import CLASS_NAMES, draw_pictures
 from .runs import check_workers_start, have_cifar10, open_picture, verify_cifar10
 
 # %% ../nbs/01_data.ipynb #13a2fbe0
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # Albumentations asks the network at import
+# Albumentations asks the network at import, unless it's told not to
+if "NO_ALBUMENTATIONS_UPDATE" not in os.environ:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 # %% ../nbs/01_data.ipynb #2fa4ce0d
 def channel_statistics(
