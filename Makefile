@@ -11,7 +11,7 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help setup demo test lab docs export notebooks levels weights bench ablation trust checks own stress everywhere clean
+.PHONY: help setup demo test lab docs export notebooks levels weights bench recipe trust checks own stress everywhere clean
 
 help: ## list these commands (what plain `make` does)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~/p' Makefile | column -t -s '~' 2>/dev/null || grep '## ' Makefile
@@ -77,8 +77,8 @@ bench: setup ## measure batches, training and Grad-CAM beside other libraries (4
 	@$(BIN)/python -m scripts.measure.bench_training --out results/bench
 	@$(BIN)/python -m scripts.measure.bench_gradcam --out results/bench
 
-ablation: setup ## measure what each part of the recipe is worth, for chapter 9 (25 minutes)
-	@$(BIN)/python -m scripts.measure.ablation --out results/ablation.json
+recipe: setup ## measure what each part of the recipe is worth, for chapter 9 (an hour and a half)
+	@$(BIN)/python -m scripts.measure.recipe --out results/recipe.json
 
 trust: setup ## measure how far Grad-CAM's maps can be believed, for chapter 7 (an hour)
 	@$(BIN)/python -m scripts.measure.measure_trust --out results/trust.json

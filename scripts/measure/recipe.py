@@ -1,6 +1,6 @@
 """Measures what each part of the recipe is worth, by validation accuracy, for chapter 9.
 
-    .venv/bin/python -m scripts.measure.recipe --out results/recipe.json   (three hours)
+    .venv/bin/python -m scripts.measure.recipe --out results/recipe.json   (an hour and a half)
 
 A short training of width 16 stands for a long one. Everything is measured at one budget: the same
 images, sizes and epochs. The test images are not looked at.
