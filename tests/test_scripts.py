@@ -1,27 +1,33 @@
-"""The scripts fit the library: what they import from it exists, and takes what they give it."""
+"""The scripts fit the library and each other: what they import exists, and takes what they give."""
 
 import ast
-import importlib
 import inspect
+from pkgutil import resolve_name
 
 import pytest
 
 from scripts.project import ROOT
 
+PROJECT = ("cifar_cam_lib", "scripts")
 SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.py") if path.name != "__init__.py")
 
 
 def misfits(code):
-    """Calls of the library's functions that Python would refuse, as 'line N: why'."""
+    """Calls of the project's functions that Python would refuse, as 'line N, function: why'."""
     tree, known, found = ast.parse(code), {}, []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("cifar_cam_lib"):
-            module = importlib.import_module(node.module)
-            known |= {name.asname or name.name: getattr(module, name.name) for name in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(PROJECT):
+            names = {name.asname or name.name: name.name for name in node.names}
+            known |= {ours: resolve_name(f"{node.module}.{n}") for ours, n in names.items()}
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        if not isinstance(node, ast.Call):
             continue
-        function = known.get(node.func.id)
+        function, called = None, node.func
+        if isinstance(called, ast.Name):
+            function = known.get(called.id)
+        elif isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+            module = known.get(called.value.id)  # as in training.fit(...)
+            function = getattr(module, called.attr) if inspect.ismodule(module) else None
         if function is None or any(isinstance(word, ast.Starred) for word in node.args):
             continue
         signature, keywords = inspect.signature(function), [word.arg for word in node.keywords]
@@ -31,7 +37,7 @@ def misfits(code):
             else:
                 signature.bind(*node.args, **dict.fromkeys(keywords))
         except TypeError as error:
-            found.append(f"line {node.lineno}, {node.func.id}: {error}")
+            found.append(f"line {node.lineno}, {ast.unparse(node.func)}: {error}")
     return found
 
 
@@ -43,5 +49,7 @@ def test_scripts_call_the_library_as_it_is(script):
 def test_a_call_that_the_library_refuses_is_found():
     code = "from cifar_cam_lib.main import load_splits\nload_splits({}, 1)\nload_splits(config=1)\n"
     assert [line.partition(",")[0] for line in misfits(code)] == ["line 2"]
+    code = "from cifar_cam_lib import training\ntraining.fit()\ntraining.fit(1, 2, 3, 4)\n"
+    assert [line.partition(":")[0] for line in misfits(code)] == ["line 2, training.fit"]
     with pytest.raises(AttributeError, match="no_such_name"):
         misfits("from cifar_cam_lib.main import no_such_name")

@@ -236,8 +236,8 @@ def main():
     measurements = Measurements(options.out, options.beside)
     measurements.measure(known_jobs())
     recipe = measurements.seeds({})
-    tables = {"recipe": recipe, "parts": {}, "rates": {}, "norms": {}}
-    tables["published"] = measurements.seeds(PUBLISHED)
+    published = measurements.seeds(PUBLISHED)
+    tables = {"recipe": recipe, "published": published, "parts": {}, "rates": {}, "norms": {}}
     for name, changes in PARTS.items():
         without = measurements.seeds(changes)
         gain = round(recipe["mean"] - without["mean"], 4)
