@@ -405,7 +405,7 @@ def explain(
     classifier = choose_classifier(run_folder, model, width, layers)
     pages = explain_all(classifier, pictures, target, out, save, check)
     if check:
-        print("Each line is a test of its own, and a map without meaning passes 3 of 64")
+        print("Each line is a test of its own, and a map placed blindfolded passes in 3 of 64")
     print(f"Grad-CAM: {pages[0]}" + (f" to {pages[-1]}" if len(pages) > 1 else ""))
     return pages
 

@@ -516,7 +516,10 @@ def check_lines(
     explained: Explained,  # from `explain_files`
     n: int,  # number of the picture
 ) -> list[str]:
-    """A line for each map of a picture, with its end; none if nothing was tested."""
+    """A line for each map of a picture, with its end; none if nothing was tested.
+
+    One that would come twice, because the predicted class was asked for, comes once.
+    """
     lines, names = [], classifier.class_names
     for layer, check in explained.checks.items():
         for k, (label, rival) in enumerate(
@@ -525,7 +528,7 @@ def check_lines(
             one = MapCheck(check.p[n, k], check.spread[n, k])
             map_ = explained.maps[layer][n, k]
             lines.append(f"  {layer}: {describe_check(map_, one, names[label], names[rival])}\n")
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def save_explained(

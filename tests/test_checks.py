@@ -361,6 +361,19 @@ def test_explain_says_which_maps_to_believe(tmp_path, monkeypatch, capsys):
     assert different == (not all(row["passes"] for row in rows))
 
 
+def test_explain_says_nothing_twice(tmp_path, monkeypatch, capsys):
+    """The class that is asked for may be the predicted one."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(draw_pictures(1, "test")[0][0]).save("0.png")
+    words = ["explain", "0.png", "--layers", "layer3", "layer4", "--check"]
+    assert cli(words) == 0
+    alone = capsys.readouterr().out
+    answer = alone.splitlines()[0].split()[1]
+    assert alone.count("  layer") == 2
+    assert cli([*words, "--target", answer]) == 0
+    assert capsys.readouterr().out == alone
+
+
 def test_the_record_says_what_the_chapter_does():
     record = json.loads((ROOT / "results" / "checks.json").read_text())
     assert record["command"] == "python -m scripts.measure.check_maps --out results/checks.json"
@@ -370,8 +383,17 @@ def test_the_record_says_what_the_chapter_does():
             assert passes["true"][layer]["share"] > 2 * passes["moved by half"][layer]["share"]
             low, high = passes["true"][layer]["interval"]
             assert low <= passes["true"][layer]["share"] <= high
-    against = record["pairs"]["true maps against others"]["mirrored"]
-    assert all(compared["p"] < 0.001 for compared in against.values())
+        assert min(row["maps"] for row in passes["true"].values()) >= 500
+    for source, fault in (("cifar10", "moved by half"), ("pairs", "mirrored")):
+        against = record[source]["true maps against others"][fault]
+        assert all(compared["p"] < 0.001 for compared in against.values())
+    for places in (3, 6):
+        rolled = record["error rate"][f"rolled, p <= {places}/64"]["none"]
+        low, high = binom.interval(0.99, rolled["maps"], places / 64)
+        assert rolled["maps"] == 1000 and low <= 1000 * rolled["share"] <= high
+    passes = record["drawn"]["passes"]
+    for layer, row in passes["true"].items():
+        assert row["share"] > passes["prototype"][layer]["share"]
     for layer in ("layer3", "layer4"):
         told = record["pairs"]["on the object"][layer]
         assert told["passes"]["share"] > 0.6 > 0.4 > told["does not pass"]["share"]
